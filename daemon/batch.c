@@ -1,0 +1,159 @@
+#include "daemon/batch.h"
+
+#include "base/check.h"
+
+struct cursor {
+    struct step_buffer *b;
+    const struct batch_options *options;
+    struct batch_use *uses;
+    int n_rows, n_seqs, n_pages, n_outputs;
+};
+
+static void
+put_output(struct cursor *c, int row, const struct sample_params *params, const struct sequence *s,
+           int choice, int prompt_index)
+{
+    ASSERT(c->n_outputs < c->b->max_outputs);
+    c->b->outputs[c->n_outputs] = (struct forward_output){.row = row, .params = *params};
+    c->uses[c->n_outputs++] =
+        (struct batch_use){.job = s->job, .choice = choice, .prompt_index = prompt_index};
+}
+
+/* The parameters of the token that choice samples next. */
+static struct sample_params
+sampling(const struct sequence *s, int choice)
+{
+    const struct job *job = s->job;
+    struct sample_params p = job->params;
+
+    p.seed = job->seed[choice];
+    p.draw = (uint64_t)s->n_generated;
+    p.forced = -1;
+    p.counts = s->counts;
+    p.n_counts = s->n_counts;
+    if (s->n_generated < job->min_tokens) {
+        p.banned = job->stop_ids;
+        p.n_banned = job->n_stop_ids;
+    }
+    return p;
+}
+
+static void
+put_sequence(struct cursor *c, const struct sequence *s, int slot, int n_rows)
+{
+    struct step_buffer *b = c->b;
+    int n_pages = (s->context + n_rows + c->options->page_tokens - 1) / c->options->page_tokens;
+
+    ASSERT(c->n_seqs < b->max_sequences && c->n_rows + n_rows <= b->max_rows);
+    ASSERT(n_pages <= s->n_pages && c->n_pages + n_pages <= b->max_pages);
+    b->seq[c->n_seqs] = (struct batch_seq){
+        .first_row = c->n_rows,
+        .n_rows = n_rows,
+        .context = s->context,
+        .state_slot = slot,
+        .engram_off = s->job->engram_off,
+        .n_pages = n_pages,
+        .pages = b->pages + c->n_pages,
+    };
+    for (int i = 0; i < n_pages; i++)
+        b->pages[c->n_pages++] = s->pages[i];
+    c->n_seqs++;
+}
+
+static void
+put_row(struct cursor *c, int32_t token, int32_t position)
+{
+    c->b->token[c->n_rows] = token;
+    c->b->position[c->n_rows] = position;
+    c->b->row_seq[c->n_rows] = c->n_seqs - 1;
+    c->n_rows++;
+}
+
+static void
+put_decode(struct cursor *c, struct sequence *s, int slot)
+{
+    int max_order = c->options->shape->engram.max_order;
+    struct sample_params params = sampling(s, s->choice);
+
+    put_sequence(c, s, slot, 1);
+    if (c->options->compressed)
+        for (int k = 0; k < max_order; k++)
+            c->b->ngram_ids[c->n_rows * max_order + k] = s->recent[k];
+    put_output(c, c->n_rows, &params, s, s->choice, 0);
+    put_row(c, s->next_token, s->context);
+}
+
+static void
+put_chunk(struct cursor *c, struct sequence *s, int slot, int n_rows)
+{
+    const struct engram_shape *engram = &c->options->shape->engram;
+    const struct job *job = s->job;
+
+    put_sequence(c, s, slot, n_rows);
+    for (int i = 0; i < n_rows; i++) {
+        int at = s->context + i;
+
+        if (c->options->compressed)
+            for (int k = 0; k < engram->max_order; k++)
+                c->b->ngram_ids[c->n_rows * engram->max_order + k] =
+                    at >= k ? c->options->compressed[job->prompt[at - k]] : engram->pad_id;
+        if (job->score_prompt && at + 1 < job->n_prompt) {
+            struct sample_params score = {.forced = job->prompt[at + 1],
+                                          .n_top = job->params.n_top,
+                                          .temperature = 1,
+                                          .top_p = 1,
+                                          .repetition_penalty = 1};
+
+            put_output(c, c->n_rows, &score, s, -1, at + 1);
+        }
+        if (at + 1 == job->n_prompt && job->max_tokens > 0)
+            for (int choice = 0; choice < job->n_choices; choice++) {
+                struct sample_params params = sampling(s, choice);
+
+                put_output(c, c->n_rows, &params, s, choice, 0);
+            }
+        put_row(c, job->prompt[at], at);
+    }
+}
+
+int
+batch_compose(struct step_buffer *b, struct sequence *sequences, const int *order, int n_order,
+              const struct batch_options *options, struct batch_use *uses)
+{
+    struct cursor c = {.b = b, .options = options, .uses = uses};
+    int room = options->prefill_chunk;
+
+    for (int i = 0; i < n_order; i++)
+        if (sequences[order[i]].phase == SEQUENCE_DECODE)
+            put_decode(&c, &sequences[order[i]], order[i]);
+    int n_decode = c.n_rows;
+
+    for (int i = 0; i < n_order; i++) {
+        struct sequence *s = &sequences[order[i]];
+
+        if (s->phase != SEQUENCE_PREFILL)
+            continue;
+        /* Chunks end at multiples of the chunk size of the sequence itself, never where room ends. */
+        int rest = s->job->n_prompt - s->context;
+        int n_rows = rest < options->prefill_chunk ? rest : options->prefill_chunk;
+
+        if (n_rows > room)
+            break;
+        room -= n_rows;
+        put_chunk(&c, s, order[i], n_rows);
+    }
+    b->forward.batch = (struct batch){
+        .n_rows = c.n_rows,
+        .n_seqs = c.n_seqs,
+        .n_decode = n_decode,
+        .token = b->token,
+        .position = b->position,
+        .row_seq = b->row_seq,
+        .seq = b->seq,
+    };
+    b->forward.n_outputs = c.n_outputs;
+    b->forward.outputs = b->outputs;
+    b->forward.results = b->results;
+    b->forward.logits = NULL;
+    return c.n_rows;
+}

@@ -1,0 +1,60 @@
+/* daemon: what the loop thread owns, and how the process lives: load, serve, drain, end.
+ *
+ *     LOADING --loaded--> SERVING --SIGTERM--> DRAINING --idle or timeout--> ENDING
+ *        | failed                 | device fault, second signal ------------> ENDING
+ *        +----------------------------------------------------------------> ENDING
+ *
+ * Thread: loop, but for what is marked.                                                          */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <uv.h>
+
+#include "base/metric.h"
+#include "conf/conf.h"
+#include "daemon/http_server.h"
+#include "daemon/notify.h"
+#include "daemon/serving.h"
+
+enum daemon_state { DAEMON_LOADING, DAEMON_SERVING, DAEMON_DRAINING, DAEMON_ENDING };
+
+struct exchange;
+
+struct daemon {
+    uv_loop_t loop;
+    const struct conf *conf;
+    struct metrics *metrics;
+    struct notify *notify;
+    struct http_server *server;
+    enum daemon_state state;
+    struct serving *serving; /* NULL until loaded */
+    struct exchange *exchanges; /* open ones, a list owned by exchange.c */
+    int n_works;                /* uv works under way */
+    uint64_t start_ns, next_completion;
+    int exit_code;
+
+    uv_signal_t sigterm, sigint, sighup;
+    uv_timer_t drain_timer, status_timer;
+    uv_poll_t engine_poll;
+    bool engine_polled;
+    uv_async_t loaded; /* background to loop */
+    pthread_t loader;
+    bool loader_started;
+
+    /* Background thread writes, loop reads after `loaded`. */
+    struct serving *load_result;
+    int load_status;
+    struct err load_err;
+    /* Background thread writes, anyone reads. */
+    _Atomic(const char *) load_phase;
+    _Atomic int load_permille;
+};
+
+/* Runs until it ends; returns the exit code. */
+int daemon_run(const struct conf *conf);
+/* The last exchange may have ended: goes on with draining. */
+void daemon_exchange_ended(struct daemon *daemon);
+
+#endif

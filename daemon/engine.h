@@ -1,0 +1,63 @@
+/* engine: continuous batching with chunked prefill over a paged KV cache, one step after the other.
+ *
+ * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what is
+ * computed for it never depends on what else is in the batch. Pages for prompt and completion of all
+ * choices are taken when a job enters the batch: nothing is ever preempted.
+ * Threads: engine_submit, engine_wake and engine_collect belong to the loop; the rest runs on its own.  */
+#ifndef DAEMON_ENGINE_H
+#define DAEMON_ENGINE_H
+
+#include "base/mailbox.h"
+#include "base/metric.h"
+#include "daemon/job.h"
+#include "daemon/resolver.h"
+#include "gpu/forward.h"
+#include "gpu/kv_pages.h"
+
+/* Steps begun whose rows may still be on their way. */
+enum { ENGINE_STEPS_IN_FLIGHT = 3 };
+
+struct engine;
+
+struct engine_options {
+    const struct model_shape *shape;
+    struct device *device;
+    struct forward *forward;
+    struct forward_limits limits;
+    struct resolver *resolver;      /* NULL without Engram layers */
+    const int32_t *compressed;      /* [vocab] compressed ids; NULL without Engram layers */
+    int prefill_chunk; /* rows of prompts in one step, and of one prompt's chunk */
+    int max_queue;     /* choices that may wait beyond those in the batch */
+    int max_sequence_pages; /* KV pages of the longest sequence */
+    uint64_t row_timeout_ns;
+    struct metrics *metrics;
+    void (*heartbeat)(void *arg);   /* called by the engine thread after each iteration, idle ones included */
+    void *heartbeat_arg;
+    uint64_t heartbeat_ns;          /* longest time between two calls when idle; 0: no limit */
+};
+
+int engine_start(struct engine **ret_engine, const struct engine_options *options, struct err *err);
+/* Cancels what runs, stops the thread. Accepts NULL, returns NULL. */
+struct engine *engine_free(struct engine *engine);
+
+/* 0, or -EAGAIN: the queue is full. Takes the job. */
+int engine_submit(struct engine *engine, struct job *job);
+/* After setting job->cancelled or job->stop. */
+void engine_wake(struct engine *engine);
+/* Readable when engine_collect has something. */
+int engine_fd(struct engine *engine);
+/* Next block of events, or NULL; give it back with engine_recycle. */
+struct job_block *engine_collect(struct engine *engine);
+void engine_recycle(struct engine *engine, struct job_block *block);
+
+/* KV pages a job needs for all its choices. */
+int64_t engine_job_pages(int page_tokens, int64_t n_prompt, int64_t max_tokens, int64_t n_choices);
+
+struct engine_load { /* any thread, relaxed */
+    int running, waiting;
+    double kv_usage;
+    int fault; /* -errno of a device error that ended the engine's work, else 0 */
+};
+void engine_load(const struct engine *engine, struct engine_load *ret_load);
+
+#endif

@@ -1,0 +1,304 @@
+#include "daemon/resolver.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/mailbox.h"
+#include "model/ngram_hash.h"
+
+enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE, MESSAGE_STOP };
+
+/* How long behind the steps a prompt's planned reads may come. */
+static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
+/* Bundles planned between two looks at the mailbox: a step never waits behind a long prompt's plan. */
+enum { PREFETCH_SLICE = 64, MAILBOX_CAPACITY = 4096, STEP_MESSAGES = 16 };
+
+struct message {
+    enum message_kind kind;
+    struct step_buffer *buffer; /* STEP */
+    uint64_t step;              /* DONE */
+    bool ok;                    /* DONE */
+    uint64_t hbm_bytes, ram_bytes; /* RESIZE */
+    struct flag *settled;          /* RESIZE: raised to 1 */
+    int n_ids, next;               /* PREFETCH */
+    int32_t *ids;                  /* PREFETCH: behind the message, in its memory */
+};
+
+struct resolver {
+    /* Set before the thread starts. */
+    const struct model_shape *shape;
+    struct mailbox *mailbox;
+    struct tiers *tiers;
+    pthread_t thread;
+    bool started;
+    /* Resolver thread. */
+    struct message *plan; /* prompt being planned; later ones wait in plan_queue */
+    struct message *plan_queue[64];
+    int n_plans;
+    uint64_t *plan_mix; /* [PREFETCH_SLICE] per order */
+    /* Engine: its messages are recycled, one per step kind in turn. */
+    struct message step_message[STEP_MESSAGES];
+    unsigned next_step_message;
+};
+
+int
+resolver_new(struct resolver **ret_resolver, const struct model_shape *shape, struct err *err)
+{
+    struct resolver *r = calloc(1, sizeof *r);
+
+    if (r == NULL)
+        return err_set(err, ENOMEM, "no memory for the resolver");
+    r->shape = shape;
+    r->mailbox = mailbox_new(MAILBOX_CAPACITY);
+    r->plan_mix = calloc((size_t)PREFETCH_SLICE * SHAPE_MAX_ORDERS, sizeof *r->plan_mix);
+    if (r->mailbox == NULL || r->plan_mix == NULL) {
+        resolver_free(r);
+        return err_set(err, ENOMEM, "no memory for the resolver");
+    }
+    *ret_resolver = r;
+    return 0;
+}
+
+void
+resolver_notify(void *resolver)
+{
+    mailbox_wake(((struct resolver *)resolver)->mailbox);
+}
+
+static void
+resolve_step(struct resolver *r, struct step_buffer *b)
+{
+    const struct engram_shape *engram = &r->shape->engram;
+    int n_orders = engram->max_order - 1, n_rows = b->forward.batch.n_rows;
+
+    for (int t = 0; t < engram->n_layers; t++) {
+        memset(b->failed[t], 0, (size_t)n_rows);
+        for (int row = 0; row < n_rows; row++)
+            ngram_hash_mix(engram, t, b->ngram_ids + (size_t)row * (size_t)engram->max_order,
+                           b->mix[t] + (size_t)row * (size_t)n_orders);
+        struct tiers_request request = {
+            .step = b->step,
+            .table = t,
+            .n_rows = n_rows,
+            .mix = b->mix[t],
+            .address = b->address[t],
+            .failed = b->failed[t],
+            .ready = &b->ready[t],
+            .ready_value = b->step,
+            /* A later layer can wait longer; the unit only orders layers of a step. */
+            .deadline_ns = b->posted_ns + (uint64_t)engram->table[t].layer * 1000,
+        };
+        tiers_resolve(r->tiers, &request);
+    }
+}
+
+/* Starts reads for the next few tokens of the prompt being planned. */
+static void
+plan_slice(struct resolver *r)
+{
+    const struct engram_shape *engram = &r->shape->engram;
+    struct message *m = r->plan;
+    int n_orders = engram->max_order - 1;
+    int n = m->n_ids - m->next < PREFETCH_SLICE ? m->n_ids - m->next : PREFETCH_SLICE;
+
+    for (int t = 0; t < engram->n_layers; t++) {
+        for (int i = 0; i < n; i++) {
+            int32_t ids[SHAPE_MAX_ORDER];
+            uint64_t mix[SHAPE_MAX_ORDERS];
+
+            for (int k = 0; k < engram->max_order; k++)
+                ids[k] = m->next + i - k >= 0 ? m->ids[m->next + i - k] : engram->pad_id;
+            ngram_hash_mix(engram, t, ids, mix);
+            for (int o = 0; o < n_orders; o++)
+                r->plan_mix[o * PREFETCH_SLICE + i] = mix[o];
+        }
+        for (int o = 0; o < n_orders; o++)
+            tiers_prefetch(r->tiers, t, o + 2, r->plan_mix + o * PREFETCH_SLICE, n,
+                           clock_now_ns() + prefetch_slack_ns);
+    }
+    m->next += n;
+    if (m->next == m->n_ids) {
+        free(m);
+        r->plan = NULL;
+    }
+}
+
+static void *
+resolver_main(void *arg)
+{
+    struct resolver *r = arg;
+
+    thread_enter(THREAD_RESOLVER);
+    for (;;) {
+        bool planning = r->plan != NULL || r->n_plans > 0;
+        struct message *m = mailbox_receive(r->mailbox, planning ? 0 : UINT64_MAX);
+
+        tiers_poll(r->tiers);
+        if (m == NULL) {
+            if (r->plan == NULL && r->n_plans > 0) {
+                r->plan = r->plan_queue[0];
+                memmove(r->plan_queue, r->plan_queue + 1,
+                        (size_t)--r->n_plans * sizeof *r->plan_queue);
+            }
+            if (r->plan)
+                plan_slice(r);
+            continue;
+        }
+        switch (m->kind) {
+        case MESSAGE_STEP:
+            resolve_step(r, m->buffer);
+            break;
+        case MESSAGE_DONE:
+            if (m->ok)
+                tiers_step_done(r->tiers, m->step);
+            else
+                tiers_step_abort(r->tiers, m->step);
+            break;
+        case MESSAGE_PREFETCH:
+            if (r->n_plans < (int)(sizeof r->plan_queue / sizeof *r->plan_queue))
+                r->plan_queue[r->n_plans++] = m;
+            else
+                free(m);
+            break;
+        case MESSAGE_RESIZE: {
+            struct tiers_stats now;
+
+            tiers_stats(r->tiers, &now);
+            tiers_resize(r->tiers,
+                         m->hbm_bytes == UINT64_MAX ? now.tier[TIER_HBM].budget_bytes : m->hbm_bytes,
+                         m->ram_bytes == UINT64_MAX ? now.tier[TIER_RAM].budget_bytes : m->ram_bytes);
+            flag_raise(m->settled, 1);
+            free(m);
+            break;
+        }
+        case MESSAGE_STOP:
+            return NULL;
+        }
+    }
+}
+
+int
+resolver_start(struct resolver *r, const struct tiers_options *options, struct err *err)
+{
+    int status = tiers_new(&r->tiers, options, err);
+
+    if (status < 0)
+        return status;
+    status = pthread_create(&r->thread, NULL, resolver_main, r);
+    if (status != 0)
+        return err_errno(err, status, "cannot start the resolver thread");
+    r->started = true;
+    return 0;
+}
+
+struct resolver *
+resolver_free(struct resolver *r)
+{
+    if (r == NULL)
+        return NULL;
+    if (r->started) {
+        struct message stop = {.kind = MESSAGE_STOP};
+
+        while (mailbox_send(r->mailbox, &stop) == -EAGAIN)
+            sched_yield();
+        pthread_join(r->thread, NULL);
+    }
+    for (int i = 0; i < r->n_plans; i++)
+        free(r->plan_queue[i]);
+    free(r->plan);
+    if (r->mailbox) {
+        struct message *m;
+
+        while ((m = mailbox_receive(r->mailbox, 0)) != NULL)
+            if (m->kind == MESSAGE_PREFETCH)
+                free(m);
+    }
+    /* The cold store may notify until its last read is reaped, hence the mailbox goes last. */
+    r->tiers = tiers_free(r->tiers);
+    r->mailbox = mailbox_free(r->mailbox);
+    free(r->plan_mix);
+    free(r);
+    return NULL;
+}
+
+/* A slot is free again long before the ring comes round: a step has two messages and the engine keeps at
+ * most STEP_BUFFERS steps open. */
+static struct message *
+step_message(struct resolver *r)
+{
+    struct message *m = &r->step_message[r->next_step_message++ % STEP_MESSAGES];
+
+    *m = (struct message){0};
+    return m;
+}
+
+static void
+post(struct resolver *r, struct message *m)
+{
+    /* The mailbox is far larger than what prefetches may take; waiting here is bounded by the resolver's
+     * handling of one message. */
+    while (mailbox_send(r->mailbox, m) == -EAGAIN)
+        sched_yield();
+}
+
+void
+resolver_post_step(struct resolver *r, struct step_buffer *buffer)
+{
+    struct message *m = step_message(r);
+
+    m->kind = MESSAGE_STEP;
+    m->buffer = buffer;
+    post(r, m);
+}
+
+void
+resolver_step_done(struct resolver *r, uint64_t step, bool ok)
+{
+    struct message *m = step_message(r);
+
+    m->kind = MESSAGE_DONE;
+    m->step = step;
+    m->ok = ok;
+    post(r, m);
+}
+
+void
+resolver_prefetch(struct resolver *r, const int32_t *ids, int n_ids)
+{
+    struct message *m = malloc(sizeof *m + (size_t)n_ids * sizeof *ids);
+
+    if (m == NULL)
+        return;
+    *m = (struct message){.kind = MESSAGE_PREFETCH, .n_ids = n_ids, .ids = (int32_t *)(m + 1)};
+    memcpy(m->ids, ids, (size_t)n_ids * sizeof *ids);
+    if (n_ids == 0 || mailbox_send(r->mailbox, m) < 0)
+        free(m);
+}
+
+int
+resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
+{
+    struct flag settled = {0};
+    struct message *m = calloc(1, sizeof *m);
+
+    if (m == NULL)
+        return -ENOMEM;
+    *m = (struct message){
+        .kind = MESSAGE_RESIZE, .hbm_bytes = hbm_bytes, .ram_bytes = ram_bytes, .settled = &settled};
+    if (mailbox_send(r->mailbox, m) < 0) {
+        free(m);
+        return -EAGAIN;
+    }
+    (void)flag_wait(&settled, 1, 0, UINT64_MAX);
+    return 0;
+}
+
+void
+resolver_stats(const struct resolver *r, struct tiers_stats *ret_stats)
+{
+    tiers_stats(r->tiers, ret_stats);
+}

@@ -1,0 +1,407 @@
+#include "daemon/serving.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "daemon/fault_option.h"
+#include "gpu/host/host_device.h"
+#include "model/compressed_ids.h"
+
+enum { PAGE_TOKENS = 16 };
+
+struct loading {
+    struct serving *s;
+    const struct serving_hooks *hooks;
+    struct err *err;
+};
+
+static void
+progress(const struct loading *l, const char *phase, double fraction)
+{
+    if (l->hooks->progress)
+        l->hooks->progress(l->hooks->arg, phase, fraction);
+}
+
+/* What the operator must mend in the configuration is told apart from what is wrong in a file. */
+static int
+as_config_error(int status)
+{
+    switch (status) {
+    case -ENOENT:
+    case -ENOTDIR:
+    case -EACCES:
+    case -EISDIR:
+    case -ELOOP:
+        return -EINVAL;
+    default:
+        return status;
+    }
+}
+
+static int
+load_model(struct loading *l)
+{
+    struct serving *s = l->s;
+    const char *folder = s->conf->model_path;
+    char path[4096];
+    int status;
+
+    if ((status = model_config_read(&s->config, folder, l->err)) < 0)
+        return as_config_error(status);
+    if (s->config.unknown[0])
+        log_warning("config.json: fields not known and not used: %s", s->config.unknown);
+    if ((status = checkpoint_open(&s->checkpoint, folder, l->err)) < 0)
+        return as_config_error(status);
+    if ((status = tensor_plan_make(&s->plan, &s->config.shape, s->checkpoint, l->err)) < 0)
+        return status;
+    progress(l, "tokenizer", 0);
+    if (snprintf(path, sizeof path, "%s/tokenizer.json", folder) >= (int)sizeof path)
+        return err_set(l->err, EINVAL, "model.path is too long");
+    status = tokenizer_load(&s->tokenizer, path, s->config.shape.vocab, l->err);
+    return as_config_error(status);
+}
+
+static int
+build_compressed_ids(struct loading *l)
+{
+    struct serving *s = l->s;
+    const struct engram_shape *engram = &s->config.shape.engram;
+    int count = 0;
+
+    if (engram->n_layers == 0)
+        return 0;
+    s->compressed = calloc((size_t)s->config.shape.vocab, sizeof *s->compressed);
+    if (s->compressed == NULL)
+        return err_set(l->err, ENOMEM, "no memory for the compressed ids");
+    int status = compressed_ids_build(s->tokenizer, s->config.shape.vocab, engram->pad_id,
+                                      s->compressed, &count, l->err);
+
+    if (status < 0)
+        return status;
+    if (count != engram->compressed_vocab)
+        return err_set(l->err, EBADMSG,
+                       "config.json: engram.compressed_vocab_size is %d, but tokenizer.json has %d "
+                       "compressed ids: every hash would differ",
+                       engram->compressed_vocab, count);
+    return 0;
+}
+
+static int
+open_device(struct loading *l)
+{
+    struct serving *s = l->s;
+    const char *name = s->conf->device;
+
+    if (strcmp(name, "cpu") != 0 && strcmp(name, "auto") != 0)
+        return err_set(l->err, ENODEV,
+                       "device = %s: this build has the cpu device only; looked for a CUDA plugin, "
+                       "found none",
+                       name);
+    struct host_device_options options = {.n_threads = (int)s->conf->cpu_threads,
+                                          .isa = s->conf->cpu_isa};
+    int status = host_device_open(&s->device, &options, l->err);
+
+    if (status == 0)
+        log_info("device cpu: %d threads, %s kernels", host_device_threads(s->device),
+                 host_device_isa(s->device));
+    return status;
+}
+
+/* How much fits: KV pages from the budget, context from the model and the pages. */
+static int
+size_engine(struct loading *l)
+{
+    struct serving *s = l->s;
+    const struct conf *conf = s->conf;
+    size_t page_bytes = s->device->ops->kv_page_bytes(s->device, &s->config.shape, PAGE_TOKENS);
+    uint64_t pages = conf->engine_kv_size / page_bytes;
+    char size[32];
+
+    if (pages < 1 || pages > INT32_MAX)
+        return err_set(l->err, EINVAL, "engine.kv_size: %s is no room for one page of %zu bytes",
+                       byte_size_format(conf->engine_kv_size, size, sizeof size), page_bytes);
+    s->max_context = conf->engine_max_context ? (int)conf->engine_max_context
+                                              : s->config.shape.max_position;
+    if (s->max_context > s->config.shape.max_position)
+        return err_set(l->err, EINVAL, "engine.max_context: the model was made for %d positions",
+                       s->config.shape.max_position);
+    if ((uint64_t)s->max_context > pages * PAGE_TOKENS)
+        s->max_context = (int)(pages * PAGE_TOKENS);
+    s->limits = (struct forward_limits){
+        .max_rows = (int)(conf->engine_max_sequences + conf->engine_prefill_chunk),
+        .max_sequences = (int)conf->engine_max_sequences,
+        .n_states = (int)conf->engine_max_sequences,
+        .kv_pages = (int)pages,
+        .page_tokens = PAGE_TOKENS,
+    };
+    s->limits.max_outputs = s->limits.max_rows + s->limits.max_sequences;
+    return 0;
+}
+
+struct tensor_reader {
+    struct loading *l;
+    const struct tensor *tensor;
+    uint64_t done_bytes, total_bytes;
+};
+
+static int
+read_tensor(void *arg, uint64_t offset, void *dst, size_t size, struct err *err)
+{
+    struct tensor_reader *reader = arg;
+    int status = checkpoint_read(reader->l->s->checkpoint, reader->tensor, offset, dst, size, err);
+
+    reader->done_bytes += size;
+    progress(reader->l, "weights", (double)reader->done_bytes / (double)reader->total_bytes);
+    return status;
+}
+
+static int
+load_weights(struct loading *l)
+{
+    struct serving *s = l->s;
+    struct tensor_reader reader = {.l = l, .total_bytes = 1};
+    int status = forward_new(&s->forward, s->device, &s->config.shape, &s->limits, l->err);
+
+    if (status < 0)
+        return status;
+    for (int i = 0; i < s->plan.n_uses; i++)
+        reader.total_bytes += s->plan.uses[i].tensor->size_bytes;
+    for (int i = 0; i < s->plan.n_uses; i++) {
+        const struct tensor_use *use = &s->plan.uses[i];
+        int64_t elements = (int64_t)(use->tensor->size_bytes / dtype_size_bytes(use->tensor->dtype));
+
+        reader.tensor = use->tensor;
+        status = forward_load(s->forward, use->role, use->layer, use->tensor->dtype, elements,
+                              read_tensor, &reader, l->err);
+        if (status < 0)
+            return err_context(l->err, "%s", use->tensor->name);
+        s->n_params += (uint64_t)elements;
+    }
+    s->weight_bytes = reader.total_bytes;
+    return forward_loaded(s->forward, l->err);
+}
+
+static void *
+device_chunk(void *arg, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    return device->ops->alloc(device, size_bytes);
+}
+
+static void
+device_chunk_free(void *arg, void *chunk, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    device->ops->free(device, chunk, size_bytes);
+}
+
+static void *
+host_chunk(void *arg, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    return device->ops->alloc_shared(device, size_bytes);
+}
+
+static void
+host_chunk_free(void *arg, void *chunk, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    device->ops->free_shared(device, chunk, size_bytes);
+}
+
+static int
+open_cold_store(struct loading *l)
+{
+    struct serving *s = l->s;
+    const struct conf *conf = s->conf;
+    struct nvme_file files[SHAPE_MAX_ENGRAM_LAYERS * 2 + 64];
+    int n_files = checkpoint_n_files(s->checkpoint);
+    struct nvme_file *all = n_files <= (int)(sizeof files / sizeof *files)
+                                ? files
+                                : calloc((size_t)n_files, sizeof *all);
+    struct fault_option fault;
+    int status = fault_option_parse(conf->tier_nvme_fault, &fault, l->err);
+
+    if (all == NULL)
+        return err_set(l->err, ENOMEM, "no memory for %d files", n_files);
+    for (int i = 0; i < n_files; i++)
+        all[i] = (struct nvme_file){.path = checkpoint_file_path(s->checkpoint, i),
+                                    .size_bytes = checkpoint_file_size(s->checkpoint, i)};
+    struct nvme_options options = {
+        .depth = (int)conf->tier_nvme_depth,
+        .direct = conf->tier_nvme_direct,
+        .retries = (int)conf->tier_nvme_retries,
+        .notify = resolver_notify,
+        .notify_arg = s->resolver,
+    };
+
+    if (status == 0)
+        status = nvme_store_open(&s->cold, all, n_files, &options, l->err);
+    if (all != files)
+        free(all);
+    if (status < 0)
+        return status;
+    log_info("tables on disk: %s", nvme_store_describe(s->cold));
+    if (fault.faulty) {
+        struct cold_store *below = s->cold;
+
+        log_warning("tier.nvme.fault is set: reads fail on purpose");
+        status = fault_store_open(&s->cold, below, &fault.plan);
+    }
+    if (status == 0 && fault.delay_ns) {
+        struct cold_store *below = s->cold;
+
+        log_warning("tier.nvme.fault is set: reads are slowed on purpose");
+        status = delay_store_open(&s->cold, below, fault.delay_ns, resolver_notify, s->resolver);
+    }
+    return status < 0 ? err_set(l->err, -status, "cannot stack the stores of tier.nvme.fault") : 0;
+}
+
+static int
+start_tiers(struct loading *l)
+{
+    struct serving *s = l->s;
+    const struct engram_shape *engram = &s->config.shape.engram;
+    int status;
+
+    if (engram->n_layers == 0)
+        return 0;
+    if ((status = resolver_new(&s->resolver, &s->config.shape, l->err)) < 0 ||
+        (status = open_cold_store(l)) < 0)
+        return status;
+    struct tiers_options options = {
+        .engram = *engram,
+        .cold = s->cold,
+        .hbm_memory = {device_chunk, device_chunk_free, s->device},
+        .ram_memory = {host_chunk, host_chunk_free, s->device},
+        .hbm_budget_bytes = s->conf->tier_hbm_size,
+        .ram_budget_bytes = s->conf->tier_ram_size,
+        .max_step_rows = s->limits.max_rows,
+        .steps_in_flight = ENGINE_STEPS_IN_FLIGHT,
+    };
+
+    for (int t = 0; t < engram->n_layers; t++) {
+        const struct tensor *table = s->plan.table[t], *scale = s->plan.scale[t];
+
+        options.table[t].weight_file = table->file;
+        options.table[t].weight_offset_bytes = table->offset_bytes;
+        s->table_bytes += table->size_bytes;
+        if (scale) {
+            options.table[t].scale_file = scale->file;
+            options.table[t].scale_offset_bytes = scale->offset_bytes;
+            s->table_bytes += scale->size_bytes;
+        }
+    }
+    return resolver_start(s->resolver, &options, l->err);
+}
+
+static int
+start_engine(struct loading *l)
+{
+    struct serving *s = l->s;
+    const struct conf *conf = s->conf;
+    struct engine_options options = {
+        .shape = &s->config.shape,
+        .device = s->device,
+        .forward = s->forward,
+        .limits = s->limits,
+        .resolver = s->resolver,
+        .compressed = s->compressed,
+        .prefill_chunk = (int)conf->engine_prefill_chunk,
+        .max_queue = (int)conf->engine_max_queue,
+        .max_sequence_pages = (s->max_context + PAGE_TOKENS - 1) / PAGE_TOKENS,
+        .row_timeout_ns = conf->tier_nvme_timeout,
+        .metrics = s->metrics,
+        .heartbeat = l->hooks->heartbeat,
+        .heartbeat_arg = l->hooks->arg,
+        .heartbeat_ns = l->hooks->heartbeat_ns,
+    };
+
+    return engine_start(&s->engine, &options, l->err);
+}
+
+/* The last part of the path, "." and trailing slashes aside. */
+static char *
+name_of_folder(const char *path)
+{
+    char *full = realpath(path, NULL), *slash = full ? strrchr(full, '/') : NULL;
+    char *name = strdup(slash && slash[1] ? slash + 1 : "model");
+
+    free(full);
+    return name;
+}
+
+int
+serving_load(struct serving **ret_serving, const struct conf *conf, struct metrics *metrics,
+             const struct serving_hooks *hooks, struct err *err)
+{
+    struct serving *s = calloc(1, sizeof *s);
+    struct loading l = {.s = s, .hooks = hooks, .err = err};
+    int status;
+
+    if (s == NULL)
+        return err_set(err, ENOMEM, "no memory for the model");
+    s->conf = conf;
+    s->metrics = metrics;
+    s->created = clock_unix_seconds();
+    s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
+    progress(&l, "checkpoint", 0);
+    if ((status = load_model(&l)) < 0 || (status = build_compressed_ids(&l)) < 0 ||
+        (status = open_device(&l)) < 0 || (status = size_engine(&l)) < 0 ||
+        (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
+        (status = start_engine(&l)) < 0) {
+        serving_free(s);
+        return status;
+    }
+    *ret_serving = s;
+    return 0;
+}
+
+struct serving *
+serving_free(struct serving *s)
+{
+    if (s == NULL)
+        return NULL;
+    engine_free(s->engine);
+    resolver_free(s->resolver);
+    if (s->cold)
+        s->cold->ops->close(s->cold);
+    forward_free(s->forward);
+    if (s->device)
+        s->device->ops->close(s->device);
+    free(s->compressed);
+    tokenizer_free(s->tokenizer);
+    tensor_plan_free(&s->plan);
+    checkpoint_close(s->checkpoint);
+    free(s->name);
+    free(s);
+    return NULL;
+}
+
+int
+serving_exit_code(int status)
+{
+    switch (status) {
+    case -EBADMSG:
+    case -EIO:
+        return 65;
+    case -EINVAL:
+    case -ENOTSUP:
+    case -EADDRINUSE:
+    case -EADDRNOTAVAIL:
+        return 78;
+    case -ENODEV:
+        return 69;
+    default:
+        return 71;
+    }
+}

@@ -1,0 +1,52 @@
+/* serving: everything that serves one model, made in order and freed in reverse: checkpoint, tokenizer, device,
+ * weights, stores, resolver, engine.
+ * serving_load runs on a background thread while the loop already answers 503; afterwards the parts are
+ * read-only for the loop, but for what their headers allow.                                        */
+#ifndef DAEMON_SERVING_H
+#define DAEMON_SERVING_H
+
+#include "conf/conf.h"
+#include "daemon/engine.h"
+#include "model/checkpoint.h"
+#include "model/model_config.h"
+#include "model/tensor_plan.h"
+#include "model/tokenizer.h"
+
+struct serving {
+    const struct conf *conf;
+    struct metrics *metrics;
+    char *name; /* of the model in the API */
+    int64_t created;
+    struct model_config config;
+    struct checkpoint *checkpoint;
+    struct tensor_plan plan;
+    struct tokenizer *tokenizer;
+    int32_t *compressed; /* [vocab]; NULL without Engram */
+    struct device *device;
+    struct forward *forward;
+    struct forward_limits limits;
+    int max_context; /* tokens of prompt and completion together */
+    struct resolver *resolver;
+    struct cold_store *cold;
+    struct engine *engine;
+    uint64_t n_params, weight_bytes, table_bytes;
+};
+
+struct serving_hooks {
+    /* Loading: what is being done and how far, 0 to 1. Background thread. */
+    void (*progress)(void *arg, const char *phase, double fraction);
+    void (*heartbeat)(void *arg); /* engine thread, see engine.h */
+    uint64_t heartbeat_ns;
+    void *arg;
+};
+
+/* err says what failed; the status tells the exit code (serving_exit_code). */
+int serving_load(struct serving **ret_serving, const struct conf *conf, struct metrics *metrics,
+                 const struct serving_hooks *hooks, struct err *err);
+struct serving *serving_free(struct serving *serving); /* accepts NULL, returns NULL */
+
+/* sysexits: 65 a checkpoint that lies, 78 what the configuration names is not there or cannot be, 69 the
+ * device is missing, 71 the system refused memory or threads. */
+int serving_exit_code(int status);
+
+#endif

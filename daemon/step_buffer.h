@@ -1,0 +1,36 @@
+/* step_buffer: everything the host says about one step, in memory the device can read: rows, sequences,
+ * pages, N-gram ids and mixes, bundle addresses, outputs and results. Made once, filled per step.
+ *
+ * The engine fills rows and ids, the resolver mixes, addresses and `failed` (until the flags are raised), the
+ * device results. A buffer is free for the next step when the step is done and every flag has been raised. */
+#ifndef DAEMON_STEP_BUFFER_H
+#define DAEMON_STEP_BUFFER_H
+
+#include "base/err.h"
+#include "gpu/forward.h"
+
+struct step_buffer {
+    uint64_t step; /* id of the step that uses it; 0: none yet */
+    int max_rows, max_sequences, max_outputs, max_pages;
+    struct forward_step forward;
+    /* Shared memory. */
+    int32_t *token, *position, *row_seq; /* [max_rows] */
+    struct batch_seq *seq;               /* [max_sequences] */
+    int32_t *pages;                      /* [max_pages] all sequences' page lists */
+    struct sample_result *results;       /* [max_outputs] */
+    struct bundle_address *address[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, orders] */
+    /* Host memory. */
+    struct forward_output *outputs;                /* [max_outputs] */
+    int32_t *ngram_ids;                            /* [max_rows, max_order] compressed, newest first */
+    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];        /* [max_rows, orders] */
+    uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS];      /* [max_rows] */
+    struct flag ready[SHAPE_MAX_ENGRAM_LAYERS];
+    uint64_t posted_ns;
+};
+
+int step_buffer_init(struct step_buffer *buffer, struct device *device, const struct model_shape *shape,
+                     const struct forward_limits *limits, int max_pages, struct err *err);
+void step_buffer_fini(struct step_buffer *buffer, struct device *device,
+                      const struct model_shape *shape);
+
+#endif
