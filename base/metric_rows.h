@@ -25,7 +25,7 @@ METRIC(METRIC_COUNTER, nvme_useful_bytes_total, "Bytes of rows and scales that w
 METRIC(METRIC_COUNTER, nvme_errors_total, "Reads that failed for good, after retries.")
 METRIC(METRIC_COUNTER, nvme_retries_total, "Reads tried again.")
 METRIC(METRIC_GAUGE, nvme_queue_depth, "Reads in flight.")
-METRIC(METRIC_HISTOGRAM, nvme_latency_seconds, "From submission to completion of one read.")
+METRIC(METRIC_COUNTER, nvme_latency_microseconds_total, "Sum over reads of the time from submission to completion.")
 METRIC(METRIC_COUNTER, stall_nanoseconds_total, "Time the engine waited for rows, by layer.")
 METRIC(METRIC_GAUGE, model_load_seconds, "Time from start to ready.")
 METRIC(METRIC_GAUGE, start_time_seconds, "Unix time of the start.")

@@ -118,6 +118,8 @@ fail(struct exchange *x, const struct api_error *error)
     cancel_jobs(x);
     if (conn == NULL)
         return;
+    /* From here on the connection's end is no business of the exchange: it may be freed by then. */
+    http_conn_watch(conn, &(struct http_callbacks){0});
     x->conn = NULL;
     x->failed = true;
     if (x->streaming) {
@@ -322,6 +324,7 @@ answer(struct exchange *x)
 
     if (conn == NULL)
         return;
+    http_conn_watch(conn, &(struct http_callbacks){0});
     if (x->c->stream) {
         if (x->c->include_usage)
             completion_write_usage_event(&out, &meta, &x->usage);
@@ -417,7 +420,6 @@ job_ended(struct exchange *x, const struct job_event *event)
     struct job *job = event->job;
     int index = job->index;
 
-    x->n_running--;
     if (event->error && x->conn) {
         struct api_error error = {0};
 
@@ -438,6 +440,7 @@ job_ended(struct exchange *x, const struct job_event *event)
         }
     }
     x->jobs[index] = job_free(job);
+    x->n_running--; /* last: until here nothing frees the exchange */
 }
 
 void

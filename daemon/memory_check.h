@@ -1,0 +1,16 @@
+/* memory_check: do the budgets fit the machine? Asked at start and before a resize, against what is there:
+ * physical memory, the cgroup's limit, and what tables there are to hold.                          */
+#ifndef DAEMON_MEMORY_CHECK_H
+#define DAEMON_MEMORY_CHECK_H
+
+#include "daemon/serving.h"
+
+/* Memory this process may use: the smaller of physical memory and memory.max of its cgroups. */
+uint64_t memory_limit_bytes(void);
+/* Weights, KV cache and both budgets against the limit; -EINVAL with the sum in err. */
+int memory_check_start(const struct serving *serving, struct err *err);
+/* UINT64_MAX: the budget stays. */
+int memory_check_resize(const struct serving *serving, uint64_t hbm_bytes, uint64_t ram_bytes,
+                        struct err *err);
+
+#endif
