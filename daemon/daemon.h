@@ -28,6 +28,7 @@ struct daemon {
     struct metrics *metrics;
     struct notify *notify;
     struct http_server *server;
+    char address[80]; /* in use, with the port */
     enum daemon_state state;
     struct serving *serving; /* NULL until loaded */
     struct exchange *exchanges; /* open ones, a list owned by exchange.c */
@@ -41,7 +42,7 @@ struct daemon {
     bool engine_polled;
     uv_async_t loaded; /* background to loop */
     pthread_t loader;
-    bool loader_started;
+    bool loader_started, load_done;
 
     /* Background thread writes, loop reads after `loaded`. */
     struct serving *load_result;
@@ -50,6 +51,8 @@ struct daemon {
     /* Background thread writes, anyone reads. */
     _Atomic(const char *) load_phase;
     _Atomic int load_permille;
+    /* Loop writes, background thread reads. */
+    _Atomic bool load_cancelled;
 };
 
 /* Runs until it ends; returns the exit code. */

@@ -9,6 +9,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "daemon/fault_option.h"
+#include "daemon/memory_check.h"
+#include "daemon/tier_report.h"
 #include "gpu/host/host_device.h"
 #include "model/compressed_ids.h"
 
@@ -20,11 +22,12 @@ struct loading {
     struct err *err;
 };
 
-static void
+static int
 progress(const struct loading *l, const char *phase, double fraction)
 {
-    if (l->hooks->progress)
-        l->hooks->progress(l->hooks->arg, phase, fraction);
+    int status = l->hooks->progress ? l->hooks->progress(l->hooks->arg, phase, fraction) : 0;
+
+    return status < 0 ? err_set(l->err, -status, "loading was cancelled") : 0;
 }
 
 /* What the operator must mend in the configuration is told apart from what is wrong in a file. */
@@ -59,7 +62,8 @@ load_model(struct loading *l)
         return as_config_error(status);
     if ((status = tensor_plan_make(&s->plan, &s->config.shape, s->checkpoint, l->err)) < 0)
         return status;
-    progress(l, "tokenizer", 0);
+    if ((status = progress(l, "tokenizer", 0)) < 0)
+        return status;
     if (snprintf(path, sizeof path, "%s/tokenizer.json", folder) >= (int)sizeof path)
         return err_set(l->err, EINVAL, "model.path is too long");
     status = tokenizer_load(&s->tokenizer, path, s->config.shape.vocab, l->err);
@@ -156,8 +160,9 @@ read_tensor(void *arg, uint64_t offset, void *dst, size_t size, struct err *err)
     int status = checkpoint_read(reader->l->s->checkpoint, reader->tensor, offset, dst, size, err);
 
     reader->done_bytes += size;
-    progress(reader->l, "weights", (double)reader->done_bytes / (double)reader->total_bytes);
-    return status;
+    return status < 0 ? status
+                      : progress(reader->l, "weights",
+                                 (double)reader->done_bytes / (double)reader->total_bytes);
 }
 
 static int
@@ -301,6 +306,9 @@ start_tiers(struct loading *l)
             s->table_bytes += scale->size_bytes;
         }
     }
+    if ((status = memory_check_start(s, l->err)) < 0)
+        return status;
+    tier_report_register(s->metrics, &s->config.shape);
     return resolver_start(s->resolver, &options, l->err);
 }
 
@@ -354,8 +362,7 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     s->metrics = metrics;
     s->created = clock_unix_seconds();
     s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
-    progress(&l, "checkpoint", 0);
-    if ((status = load_model(&l)) < 0 || (status = build_compressed_ids(&l)) < 0 ||
+    if ((status = progress(&l, "checkpoint", 0)) < 0 || (status = load_model(&l)) < 0 || (status = build_compressed_ids(&l)) < 0 ||
         (status = open_device(&l)) < 0 || (status = size_engine(&l)) < 0 ||
         (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
         (status = start_engine(&l)) < 0) {

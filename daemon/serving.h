@@ -33,8 +33,8 @@ struct serving {
 };
 
 struct serving_hooks {
-    /* Loading: what is being done and how far, 0 to 1. Background thread. */
-    void (*progress)(void *arg, const char *phase, double fraction);
+    /* Loading: what is being done and how far, 0 to 1. Background thread. Not 0: give up with that status. */
+    int (*progress)(void *arg, const char *phase, double fraction);
     void (*heartbeat)(void *arg); /* engine thread, see engine.h */
     uint64_t heartbeat_ns;
     void *arg;
