@@ -35,7 +35,10 @@ class Config:
     seed: int = 0
     compressed_vocab_size: int = 0  # from the tokenizer
     pad_token_id: int = 0  # a compressed id
+    # Training only, not part of the checkpoint
     compute: torch.dtype = torch.bfloat16
+    dropout: float = 0.0  # on what attention and MLP add
+    lookup_dropout: float = 0.0  # on whole table rows of the lookup
 
     @property
     def columns(self):
@@ -105,7 +108,10 @@ class Engram(nn.Module):
     def forward(self, x, rows):
         """x [B, T, D] float32, rows int64 [B, T, C]; returns the new x."""
         cfg = self.cfg
-        e = F.embedding(rows, self.table.weight).flatten(2)
+        e = F.embedding(rows, self.table.weight)
+        if self.training and cfg.lookup_dropout:
+            e = e * F.dropout(torch.ones_like(e[..., :1]), cfg.lookup_dropout)
+        e = e.flatten(2)
         key = mm(e, self.key_proj.weight, cfg.compute).float() + self.key_proj.bias
         value = mm(e, self.value_proj.weight, cfg.compute).float() + self.value_proj.bias
         dot = (rms(key, self.key_norm.weight[0], cfg.norm_eps)
@@ -159,10 +165,11 @@ class Layer(nn.Module):
         group = cfg.num_attention_heads // cfg.num_key_value_heads
         k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)
         o = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-        x = x + mm(o.transpose(1, 2).reshape(b, t, -1), a.o_proj.weight, dt).float()
+        o = mm(o.transpose(1, 2).reshape(b, t, -1), a.o_proj.weight, dt).float()
+        x = x + F.dropout(o, cfg.dropout, self.training)
         h = rms(x, self.post_attention_layernorm.weight, cfg.rms_norm_eps).to(dt)
         h = F.silu(mm(h, m.gate_proj.weight, dt).float()) * mm(h, m.up_proj.weight, dt).float()
-        return x + mm(h, m.down_proj.weight, dt).float()
+        return x + F.dropout(mm(h, m.down_proj.weight, dt).float(), cfg.dropout, self.training)
 
 
 def rotate(x, cos, sin):

@@ -67,22 +67,22 @@ def load_checkpoint(folder, device):
 def bits_per_byte(model, hasher, stream, n_bytes, engram_on, window=1024, limit=None):
     """Windows of `window` predictions that do not overlap; each starts with one token of context.
 
-    stream: int64 [tokens], documents each opened by <|endoftext|>; n_bytes: their plain text.
+    stream: int64 [tokens], documents each opened by <|endoftext|>; n_bytes: their plain text. `limit`
+    windows, evenly spread, give a quick estimate.
     """
     model.eval()
-    n = (len(stream) - 1) // window
+    windows = range(0, len(stream) - window, window)
     if limit:
-        n_bytes, n = n_bytes * min(1.0, limit / n), min(n, limit)
+        windows = windows[::max(1, len(windows) // limit)]
     nll, count = 0.0, 0
-    for i in range(0, n, 16):
-        rows = torch.stack([stream[j * window:j * window + window + 1] for j in range(i, min(i + 16, n))])
+    for i in range(0, len(windows), 16):
+        rows = torch.stack([stream[j:j + window + 1] for j in windows[i:i + 16]])
         ids, targets = rows[:, :-1], rows[:, 1:]
         out = model.logits(ids, hasher(ids), engram_on)
         nll += F.cross_entropy(out.flatten(0, 1), targets.flatten(), reduction="sum").double().item()
         count += targets.numel()
-    # The last partial window is left out; its share of the bytes goes with it.
-    share = count / (n * window if limit else len(stream) - 1)
-    return nll / count, nll / math.log(2) / (n_bytes * share)
+    # What was left out (the last partial window, or all that `limit` skips) takes its share of the bytes with it.
+    return nll / count, nll / math.log(2) / (n_bytes * count / (len(stream) - 1))
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ def main():
     ap.add_argument("--adam-lr", type=float, default=3e-3)
     ap.add_argument("--table-lr", type=float, default=1e-2)
     ap.add_argument("--decay", type=float, default=0.05)
+    ap.add_argument("--dropout", type=float, default=0.0)
+    ap.add_argument("--lookup-dropout", type=float, default=0.0)
     ap.add_argument("--children", type=int, default=3)
     ap.add_argument("--eval-every", type=float, default=60)
     ap.add_argument("--eager", action="store_true")
@@ -92,7 +94,7 @@ def main():
     valid_bytes = sum(len(d.encode()) for d in valid_docs)
     log(f"data: {facts}, valid {len(valid)} tokens, {valid_bytes} bytes")
 
-    cfg = Config()
+    cfg = Config(dropout=args.dropout, lookup_dropout=args.lookup_dropout)
     model, hasher = build(cfg, tokenizer, device)
     model.train()
     muon, embed, tables, rest = [], [], [], []
