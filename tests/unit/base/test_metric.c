@@ -105,19 +105,19 @@ static void
 a_histogram_counts_each_observation_in_its_bucket_and_all_above(void **state)
 {
     struct metrics *metrics = metrics_new();
-    enum metric_id id = METRIC_ID_nvme_latency_seconds;
+    enum metric_id id = METRIC_ID_inter_token_latency_seconds;
     static const double seconds[] = {0.00003, 0.001, 0.0011, 59, 61, -1, (double)NAN};
     for (size_t i = 0; i < sizeof seconds / sizeof *seconds; i++)
         metrics_observe(metrics, id, 0, seconds[i]);
     render(metrics);
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"2e-05\"} 2\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"5e-05\"} 3\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"0.001\"} 4\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"0.002\"} 5\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"60\"} 6\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_bucket{le=\"+Inf\"} 7\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_sum 120.002130000\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_count 7\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"2e-05\"} 2\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"5e-05\"} 3\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.001\"} 4\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.002\"} 5\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"60\"} 6\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"+Inf\"} 7\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_sum 120.002130000\n"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_count 7\n"));
     assert_true(metrics_read(metrics, id, 0) == 7);
     metrics_free(metrics);
 }
@@ -126,10 +126,10 @@ static void
 labels_of_a_histogram_stand_before_its_bound(void **state)
 {
     struct metrics *metrics = metrics_new();
-    metrics_series(metrics, METRIC_ID_nvme_latency_seconds, "disk=\"a\"");
+    metrics_series(metrics, METRIC_ID_inter_token_latency_seconds, "disk=\"a\"");
     render(metrics);
     assert_non_null(strstr(rendered, "_seconds_bucket{disk=\"a\",le=\"60\"} 0\n"));
-    assert_non_null(strstr(rendered, "engramd_nvme_latency_seconds_sum{disk=\"a\"} 0"));
+    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_sum{disk=\"a\"} 0"));
     metrics_free(metrics);
 }
 
@@ -139,7 +139,7 @@ count_up(void *arg)
     for (int i = 0; i < 50000; i++) {
         metrics_add(arg, METRIC_ID_engine_steps_total, 0, 1);
         metrics_add(arg, METRIC_ID_num_requests_running, 0, 1);
-        metrics_observe(arg, METRIC_ID_nvme_latency_seconds, 0, 0.001);
+        metrics_observe(arg, METRIC_ID_inter_token_latency_seconds, 0, 0.001);
     }
     return NULL;
 }
@@ -155,8 +155,8 @@ no_update_is_lost_between_threads(void **state)
         assert_int_equal(pthread_join(thread[i], NULL), 0);
     assert_true(metrics_read(metrics, METRIC_ID_engine_steps_total, 0) == 150000);
     assert_true(metrics_read(metrics, METRIC_ID_num_requests_running, 0) == 150000);
-    assert_true(metrics_read(metrics, METRIC_ID_nvme_latency_seconds, 0) == 150000);
-    assert_non_null(strstr(render(metrics), "engramd_nvme_latency_seconds_sum 150.000000000\n"));
+    assert_true(metrics_read(metrics, METRIC_ID_inter_token_latency_seconds, 0) == 150000);
+    assert_non_null(strstr(render(metrics), "engramd_inter_token_latency_seconds_sum 150.000000000\n"));
     metrics_free(metrics);
 }
 
