@@ -1,19 +1,14 @@
-/* byte_size: see byte_size.h. Decimal arithmetic in 128-bit integers: no value is ever rounded. */
+/* byte_size: see byte_size.h. */
 #include "base/byte_size.h"
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
-#include <strings.h>
+
+#include "base/scaled.h"
 
 typedef unsigned __int128 u128;
 
-enum { BYTE_SIZE_DIGITS = 26 }; /* 10^26 * 2^40 < 2^127 */
-
-static const struct {
-    const char *name;
-    uint64_t bytes;
-} byte_size_units[] = {
+static const struct scaled_unit byte_size_units[] = {
     {"", 1},
     {"B", 1},
     {"K", 1ull << 10},
@@ -30,54 +25,20 @@ static const struct {
     {"TB", 1000000000000ull},
 };
 
-static int
-byte_size_refuse(struct err *err, const char *text)
-{
-    return err_set(err, EINVAL,
-                   "'%.64s' is not a size: expected a number and B, KiB, MiB, GiB or TiB", text);
-}
-
 int
 byte_size_parse(const char *text, uint64_t *ret_bytes, struct err *err)
 {
-    u128 number = 0, denominator = 1;
-    int digits = 0;
-    const char *at = text;
-    if (*at < '0' || *at > '9')
-        return byte_size_refuse(err, text);
-    for (; *at >= '0' && *at <= '9'; at++) {
-        if (number > 0 && ++digits > BYTE_SIZE_DIGITS - 1)
-            return err_set(err, EINVAL, "'%.64s' has too many digits for a size", text);
-        number = number * 10 + (unsigned)(*at - '0');
-    }
-    if (*at == '.') {
-        const char *first = ++at, *last = at;
-        for (; *at >= '0' && *at <= '9'; at++)
-            if (*at != '0')
-                last = at + 1; /* trailing zeros mean nothing */
-        if (at == first)
-            return byte_size_refuse(err, text);
-        for (const char *digit = first; digit < last; digit++) {
-            if (++digits > BYTE_SIZE_DIGITS - 1)
-                return err_set(err, EINVAL, "'%.64s' has too many digits for a size", text);
-            number = number * 10 + (unsigned)(*digit - '0');
-            denominator *= 10;
-        }
-    }
-    if (*at == ' ' && at[1] != '\0')
-        at++;
-    for (size_t i = 0; i < sizeof byte_size_units / sizeof *byte_size_units; i++) {
-        if (strcasecmp(at, byte_size_units[i].name) != 0)
-            continue;
-        u128 product = number * byte_size_units[i].bytes;
-        if (product % denominator)
-            return err_set(err, EINVAL, "'%.64s' is not a whole number of bytes", text);
-        if (product / denominator > INT64_MAX)
-            return err_set(err, EINVAL, "'%.64s' is too large: sizes end below 8388608TiB", text);
-        *ret_bytes = (uint64_t)(product / denominator);
+    switch (scaled_parse(text, byte_size_units, sizeof byte_size_units / sizeof *byte_size_units,
+                         ret_bytes)) {
+    case 0:
         return 0;
+    case -EDOM:
+        return err_set(err, EINVAL, "'%.64s' is not a whole number of bytes", text);
+    case -ERANGE:
+        return err_set(err, EINVAL, "'%.64s' is too large or too long for a size", text);
+    default:
+        return err_set(err, EINVAL, "'%.64s' is not a size such as 512MiB or 8GiB", text);
     }
-    return byte_size_refuse(err, text);
 }
 
 const char *
