@@ -1,7 +1,8 @@
 /* forward: the forward pass of the dense families with Engram layers, over any device.
  *
- * Owns the weights on the device, the KV cache, the Engram states and the scratch of a step, all sized at
- * creation; a step allocates nothing. Thread: engine (creation and loading: any one thread).        */
+ * Owns the weights on the device, the KV cache, the Engram states and the scratch of a step, all
+ * sized at creation; a step allocates nothing. Thread: engine (creation and loading: any one
+ * thread).        */
 #ifndef GPU_FORWARD_H
 #define GPU_FORWARD_H
 
@@ -16,10 +17,11 @@ struct forward_limits {
     int max_sequences; /* sequences of a step */
     int n_states;      /* Engram state slots */
     int kv_pages, page_tokens;
-    int max_outputs;   /* sampled or scored rows of a step */
+    int max_outputs; /* sampled or scored rows of a step */
 };
 
-/* The rows of one Engram layer for this step; addresses are complete once ready->word >= ready_value. */
+/* The rows of one Engram layer for this step; addresses are complete once ready->word >=
+ * ready_value. */
 struct forward_engram {
     const struct bundle_address *address; /* [n_rows, max_order - 1], shared memory */
     struct flag *ready;
@@ -39,7 +41,7 @@ struct forward_step {
     int n_outputs;
     const struct forward_output *outputs;
     struct sample_result *results; /* [n_outputs] shared memory */
-    float *logits;                 /* NULL, or [n_outputs, vocab] on the host: raw logits, for tests */
+    float *logits; /* NULL, or [n_outputs, vocab] on the host: raw logits, for tests */
 };
 
 /* Bytes of weights, KV, states and scratch this would take, before taking them. */
@@ -49,13 +51,14 @@ struct forward_sizes {
 void forward_sizes(const struct device *device, const struct model_shape *shape,
                    const struct forward_limits *limits, struct forward_sizes *ret_sizes);
 
-int forward_new(struct forward **ret_forward, struct device *device, const struct model_shape *shape,
-                const struct forward_limits *limits, struct err *err); /* -ENOMEM, -EINVAL */
+int forward_new(struct forward **ret_forward, struct device *device,
+                const struct model_shape *shape, const struct forward_limits *limits,
+                struct err *err);                      /* -ENOMEM, -EINVAL */
 struct forward *forward_free(struct forward *forward); /* accepts NULL, returns NULL */
 
-/* Loads one tensor: read(arg, offset_bytes, dst, size_bytes, err) delivers its bytes, which arrive as
- * dtype and are kept so (F16 is widened to F32). Norm weights, biases and convolution weights are kept as
- * F32. */
+/* Loads one tensor: read(arg, offset_bytes, dst, size_bytes, err) delivers its bytes, which arrive
+ * as dtype and are kept so (F16 is widened to F32). Norm weights, biases and convolution weights
+ * are kept as F32. */
 typedef int (*forward_read_fn)(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes,
                                struct err *err);
 int forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
@@ -63,8 +66,9 @@ int forward_load(struct forward *forward, enum tensor_role role, int layer, enum
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 
-/* Issues one step. -ETIMEDOUT: an Engram layer's rows did not come in time, nothing was sampled, and KV
- * and states of the step's sequences are as if it had not run far: the caller ends or redoes them. */
+/* Issues one step. -ETIMEDOUT: an Engram layer's rows did not come in time, nothing was sampled,
+ * and KV and states of the step's sequences are as if it had not run far: the caller ends or redoes
+ * them. */
 int forward_run(struct forward *forward, struct forward_step *step, struct err *err);
 /* Waits for the results of the last step. */
 int forward_wait(struct forward *forward, struct err *err);

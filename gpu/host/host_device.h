@@ -1,6 +1,6 @@
 /* host_device: the CPU backend, complete, and the definition of correct.
- * BLAS (one thread per call, columns split over our pool) for prefill segments, own vector kernels for
- * decode rows; AVX-512, AVX2 or portable C chosen at run time.                                      */
+ * BLAS (one thread per call, columns split over our pool) for prefill segments, own vector kernels
+ * for decode rows; AVX-512, AVX2 or portable C chosen at run time. */
 #ifndef GPU_HOST_HOST_DEVICE_H
 #define GPU_HOST_HOST_DEVICE_H
 

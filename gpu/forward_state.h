@@ -1,0 +1,48 @@
+/* forward_state: what forward.c and forward_weights.c share. Private to the forward pass.
+ * Thread: engine. */
+#ifndef GPU_FORWARD_STATE_H
+#define GPU_FORWARD_STATE_H
+
+#include "gpu/forward.h"
+
+enum { FORWARD_MAX_HEAD_DIM = 512 };
+
+/* Device memory of a step. Three groups of buffers are never alive together and share `wide`:
+ * Engram (rows, key, value), attention (q, k, v, attended), feed-forward (gate, up). */
+struct forward_scratch {
+    void *x; /* [max_rows, hidden] the residual stream */
+    void *h; /* [max_rows, hidden] its normalised copy */
+    void *wide;
+    float *angles;                     /* [max_rows, head_dim] */
+    float *u[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, hidden] until the end of the step */
+    float *logits;                     /* [logit_rows, vocab] */
+    float *sorted;                     /* [logit_rows, vocab] working memory of sampling */
+    int32_t *row;                      /* shared, [logit_rows] */
+    struct sample_params *params;      /* shared, [logit_rows] */
+    int logit_rows;
+    size_t wide_bytes;
+};
+
+struct forward {
+    struct device *device;
+    struct model_shape shape;
+    struct forward_limits limits;
+    struct weight global[ROLE_COUNT];   /* the roles without a layer */
+    struct weight (*layer)[ROLE_COUNT]; /* [shape.layers] */
+    struct kv_cache kv;
+    size_t kv_bytes, state_bytes; /* of the cache; of one Engram layer's states */
+    float *state[SHAPE_MAX_ENGRAM_LAYERS];
+    struct forward_scratch scratch;
+    double inv_freq[FORWARD_MAX_HEAD_DIM / 2], attention_scale;
+};
+
+/* Rows and columns of a weight of this shape (vectors: 1 row); false when the model has none. */
+bool forward_weight_shape(const struct model_shape *shape, enum tensor_role role, int layer,
+                          int *ret_rows, int *ret_cols);
+/* The place of a weight in the forward pass. */
+struct weight *forward_weight(struct forward *forward, enum tensor_role role, int layer);
+/* Index into shape->engram.table of the table in front of this layer, or -1. */
+int forward_engram_index(const struct model_shape *shape, int layer);
+void forward_weights_free(struct forward *forward);
+
+#endif

@@ -1,0 +1,321 @@
+/* forward_weights: which weights a model has, and getting them onto the device. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "gpu/forward_state.h"
+
+static const char *const role_name[ROLE_COUNT] = {
+    [ROLE_EMBED] = "embedding",
+    [ROLE_FINAL_NORM] = "final norm",
+    [ROLE_LM_HEAD] = "language model head",
+    [ROLE_ATTN_NORM] = "attention norm",
+    [ROLE_Q] = "q projection",
+    [ROLE_K] = "k projection",
+    [ROLE_V] = "v projection",
+    [ROLE_O] = "o projection",
+    [ROLE_Q_BIAS] = "q bias",
+    [ROLE_K_BIAS] = "k bias",
+    [ROLE_V_BIAS] = "v bias",
+    [ROLE_O_BIAS] = "o bias",
+    [ROLE_Q_NORM] = "q norm",
+    [ROLE_K_NORM] = "k norm",
+    [ROLE_MLP_NORM] = "mlp norm",
+    [ROLE_GATE] = "gate projection",
+    [ROLE_UP] = "up projection",
+    [ROLE_DOWN] = "down projection",
+    [ROLE_GATE_BIAS] = "gate bias",
+    [ROLE_UP_BIAS] = "up bias",
+    [ROLE_DOWN_BIAS] = "down bias",
+    [ROLE_ENGRAM_KEY] = "engram key projection",
+    [ROLE_ENGRAM_KEY_BIAS] = "engram key bias",
+    [ROLE_ENGRAM_VALUE] = "engram value projection",
+    [ROLE_ENGRAM_VALUE_BIAS] = "engram value bias",
+    [ROLE_ENGRAM_KEY_NORM] = "engram key norm",
+    [ROLE_ENGRAM_QUERY_NORM] = "engram query norm",
+    [ROLE_ENGRAM_CONV_NORM] = "engram convolution norm",
+    [ROLE_ENGRAM_CONV] = "engram convolution",
+};
+
+/* The convolution is kept [kernel, hidden], the transpose of the checkpoint's: a tap multiplies a
+ * vector of channels. */
+static bool
+is_matrix(enum tensor_role role)
+{
+    switch (role) {
+    case ROLE_EMBED:
+    case ROLE_LM_HEAD:
+    case ROLE_Q:
+    case ROLE_K:
+    case ROLE_V:
+    case ROLE_O:
+    case ROLE_GATE:
+    case ROLE_UP:
+    case ROLE_DOWN:
+    case ROLE_ENGRAM_KEY:
+    case ROLE_ENGRAM_VALUE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool
+is_global(enum tensor_role role)
+{
+    return role == ROLE_EMBED || role == ROLE_FINAL_NORM || role == ROLE_LM_HEAD;
+}
+
+int
+forward_engram_index(const struct model_shape *shape, int layer)
+{
+    for (int i = 0; i < shape->engram.n_layers; i++)
+        if (shape->engram.table[i].layer == layer)
+            return i;
+    return -1;
+}
+
+bool
+forward_weight_shape(const struct model_shape *s, enum tensor_role role, int layer, int *ret_rows,
+                     int *ret_cols)
+{
+    int rows = 1, cols = s->hidden;
+    int columns = (s->engram.max_order - 1) * s->engram.heads * s->engram.head_dim;
+    bool here = true;
+
+    if (role >= ROLE_COUNT || is_global(role) != (layer < 0) || layer >= s->layers)
+        return false;
+    switch (role) {
+    case ROLE_EMBED:
+        rows = s->vocab;
+        break;
+    case ROLE_LM_HEAD:
+        rows = s->vocab;
+        here = !s->tied_embeddings;
+        break;
+    case ROLE_Q:
+        rows = s->heads * s->head_dim;
+        break;
+    case ROLE_K:
+    case ROLE_V:
+        rows = s->kv_heads * s->head_dim;
+        break;
+    case ROLE_O:
+        rows = s->hidden;
+        cols = s->heads * s->head_dim;
+        break;
+    case ROLE_Q_BIAS:
+        cols = s->heads * s->head_dim;
+        here = s->attention_bias;
+        break;
+    case ROLE_K_BIAS:
+    case ROLE_V_BIAS:
+        cols = s->kv_heads * s->head_dim;
+        here = s->attention_bias;
+        break;
+    case ROLE_O_BIAS:
+        here = s->attention_bias;
+        break;
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM:
+        cols = s->head_dim;
+        here = s->qk_norm;
+        break;
+    case ROLE_GATE:
+    case ROLE_UP:
+        rows = s->intermediate;
+        break;
+    case ROLE_DOWN:
+        rows = s->hidden;
+        cols = s->intermediate;
+        break;
+    case ROLE_GATE_BIAS:
+    case ROLE_UP_BIAS:
+        cols = s->intermediate;
+        here = s->mlp_bias;
+        break;
+    case ROLE_DOWN_BIAS:
+        here = s->mlp_bias;
+        break;
+    case ROLE_ENGRAM_KEY:
+    case ROLE_ENGRAM_VALUE:
+        rows = s->hidden;
+        cols = columns;
+        break;
+    case ROLE_ENGRAM_CONV:
+        rows = s->hidden;
+        cols = s->engram.conv_kernel;
+        break;
+    default:
+        break;
+    }
+    if (role >= ROLE_ENGRAM_KEY)
+        here = forward_engram_index(s, layer) >= 0;
+    *ret_rows = rows;
+    *ret_cols = cols;
+    return here;
+}
+
+struct weight *
+forward_weight(struct forward *forward, enum tensor_role role, int layer)
+{
+    return is_global(role) ? &forward->global[role] : &forward->layer[layer][role];
+}
+
+static size_t
+weight_bytes(const struct weight *w)
+{
+    return (size_t)w->rows * (size_t)w->cols * dtype_size_bytes(w->dtype);
+}
+
+static void
+widen(float *out, const uint8_t *from, enum dtype dtype, size_t n)
+{
+    uint16_t bits;
+
+    for (size_t i = 0; i < n; i++) {
+        if (dtype == DTYPE_F32) {
+            memcpy(&out[i], from + 4 * i, 4);
+            continue;
+        }
+        memcpy(&bits, from + 2 * i, 2);
+        out[i] = dtype == DTYPE_BF16 ? dtype_bf16(bits) : dtype_f16(bits);
+    }
+}
+
+enum { STAGE_ELEMENTS = 128 * 1024 };
+
+/* Through a bounded piece of host memory: read, widen where asked, upload. */
+static int
+load_staged(const struct forward *forward, char *dst, enum dtype from, enum dtype to, size_t n,
+            forward_read_fn read, void *arg, struct err *err)
+{
+    struct device *dev = forward->device;
+    size_t from_size = dtype_size_bytes(from), to_size = dtype_size_bytes(to);
+    uint8_t *raw = malloc(STAGE_ELEMENTS * from_size);
+    float *wide = from == to ? NULL : malloc(STAGE_ELEMENTS * sizeof *wide);
+    int result = 0;
+
+    if (!raw || (from != to && !wide))
+        result = err_set(err, ENOMEM, "no memory to load weights");
+    for (size_t at = 0; at < n && result >= 0; at += STAGE_ELEMENTS) {
+        size_t now = n - at < STAGE_ELEMENTS ? n - at : STAGE_ELEMENTS;
+        result = read(arg, at * from_size, raw, now * from_size, err);
+        if (result >= 0 && wide)
+            widen(wide, raw, from, now);
+        if (result >= 0)
+            result =
+                dev->ops->upload(dev, dst + at * to_size, wide ? (void *)wide : raw, now * to_size);
+        if (result < 0)
+            (void)err_set(err, -result, "a weight could not be put on the device");
+    }
+    free(raw);
+    free(wide);
+    return result < 0 ? result : 0;
+}
+
+/* [hidden, kernel] as read to [kernel, hidden] on the device. Small: kernel is 4. */
+static int
+load_transposed(const struct forward *forward, void *dst, enum dtype from, int rows, int cols,
+                forward_read_fn read, void *arg, struct err *err)
+{
+    struct device *dev = forward->device;
+    size_t n = (size_t)rows * (size_t)cols;
+    uint8_t *raw = malloc(n * dtype_size_bytes(from));
+    float *wide = malloc(n * sizeof *wide), *turned = malloc(n * sizeof *turned);
+    int result = 0;
+
+    if (!raw || !wide || !turned)
+        result = err_set(err, ENOMEM, "no memory to load a convolution");
+    else
+        result = read(arg, 0, raw, n * dtype_size_bytes(from), err);
+    if (result >= 0) {
+        widen(wide, raw, from, n);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < cols; c++)
+                turned[(size_t)c * (size_t)rows + (size_t)r] =
+                    wide[(size_t)r * (size_t)cols + (size_t)c];
+        result = dev->ops->upload(dev, dst, turned, n * sizeof *turned);
+    }
+    free(raw);
+    free(wide);
+    free(turned);
+    if (result < 0)
+        return err_set(err, -result, "a weight could not be put on the device");
+    return 0;
+}
+
+int
+forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
+             int64_t n_elements, forward_read_fn read, void *arg, struct err *err)
+{
+    struct device *dev = forward->device;
+    int rows, cols, result;
+
+    if (!forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
+        return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
+                       layer);
+    if (n_elements != (int64_t)rows * cols)
+        return err_set(err, EINVAL, "%s of layer %d: %lld elements, expected %d x %d",
+                       role_name[role], layer, (long long)n_elements, rows, cols);
+    if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16)
+        return err_set(err, EINVAL, "%s of layer %d: type %s, expected F32, BF16 or F16",
+                       role_name[role], layer, dtype_name(dtype));
+    struct weight *w = forward_weight(forward, role, layer);
+    if (w->data)
+        return err_set(err, EINVAL, "%s of layer %d is loaded already", role_name[role], layer);
+    struct weight loaded = {NULL, DTYPE_F32, rows, cols};
+    if (is_matrix(role) && dtype == DTYPE_BF16)
+        loaded.dtype = DTYPE_BF16;
+    if (role == ROLE_ENGRAM_CONV) {
+        loaded.rows = cols;
+        loaded.cols = rows;
+    }
+    void *data = dev->ops->alloc(dev, weight_bytes(&loaded));
+    if (!data)
+        return err_set(err, ENOMEM, "%s of layer %d: no device memory for %zu bytes",
+                       role_name[role], layer, weight_bytes(&loaded));
+    if (role == ROLE_ENGRAM_CONV)
+        result = load_transposed(forward, data, dtype, rows, cols, read, arg, err);
+    else if (dtype == loaded.dtype && dev->ops->host_addressable)
+        result = read(arg, 0, data, weight_bytes(&loaded), err);
+    else
+        result =
+            load_staged(forward, data, dtype, loaded.dtype, (size_t)n_elements, read, arg, err);
+    if (result < 0) {
+        dev->ops->free(dev, data, weight_bytes(&loaded));
+        return result;
+    }
+    loaded.data = data;
+    *w = loaded;
+    return 0;
+}
+
+int
+forward_loaded(const struct forward *forward, struct err *err)
+{
+    for (int layer = -1; layer < forward->shape.layers; layer++)
+        for (int role = 0; role < ROLE_COUNT; role++) {
+            int rows, cols;
+            if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols) &&
+                !forward_weight((struct forward *)forward, role, layer)->data)
+                return err_set(err, EINVAL, "%s of layer %d is missing", role_name[role], layer);
+        }
+    return 0;
+}
+
+void
+forward_weights_free(struct forward *forward)
+{
+    struct device *dev = forward->device;
+
+    for (int layer = forward->layer ? forward->shape.layers - 1 : -1; layer >= -1; layer--)
+        for (int role = 0; role < ROLE_COUNT; role++) {
+            if (is_global(role) != (layer < 0))
+                continue;
+            struct weight *w = forward_weight(forward, role, layer);
+            if (w->data)
+                dev->ops->free(dev, (void *)w->data, weight_bytes(w));
+            w->data = NULL;
+        }
+}

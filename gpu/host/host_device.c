@@ -1,0 +1,182 @@
+#include "gpu/host/host_device.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+#include "gpu/host/host_state.h"
+
+/* OpenBLAS starts threads of its own unless told not to; other BLAS libraries lack the function. */
+extern void openblas_set_num_threads(int n_threads) __attribute__((weak));
+
+enum { HUGE_BYTES = 2 << 20 };
+
+/* From two megabytes on, whole huge pages by mmap: zeroed by the kernel when first touched, so a KV
+ * cache that is never filled costs nothing. Below, the heap. */
+static void *
+memory_alloc(struct device *dev, size_t size_bytes)
+{
+    if (size_bytes > SIZE_MAX - 2 * HUGE_BYTES)
+        return NULL;
+    if (size_bytes < HUGE_BYTES) {
+        void *memory = aligned_alloc(64, (size_bytes + 63 + (size_bytes == 0)) / 64 * 64);
+        return memory ? memset(memory, 0, size_bytes) : NULL;
+    }
+    size_t whole = (size_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+    char *map =
+        mmap(NULL, whole + HUGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    size_t head = (HUGE_BYTES - (uintptr_t)map % HUGE_BYTES) % HUGE_BYTES;
+    if (head > 0)
+        (void)munmap(map, head);
+    if (head < HUGE_BYTES)
+        (void)munmap(map + head + whole, HUGE_BYTES - head);
+    (void)madvise(map + head, whole, MADV_HUGEPAGE);
+    return map + head;
+}
+
+static void
+memory_free(struct device *dev, void *memory, size_t size_bytes)
+{
+    if (!memory)
+        return;
+    if (size_bytes < HUGE_BYTES)
+        free(memory);
+    else
+        (void)munmap(memory, (size_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES);
+}
+
+static int
+memory_copy(struct device *dev, void *dst, const void *src, size_t size_bytes)
+{
+    memcpy(dst, src, size_bytes);
+    return 0;
+}
+
+static int
+memory_copy_stream(struct device *dev, void *dst, const void *src, size_t size_bytes,
+                   struct stream *stream)
+{
+    return memory_copy(dev, dst, src, size_bytes);
+}
+
+static int
+host_wait_flag(struct device *dev, struct flag *flag, uint64_t value, uint64_t timeout_ns,
+               struct stream *stream)
+{
+    return flag_wait(flag, value, 20000, timeout_ns);
+}
+
+static int
+host_synchronize(struct device *dev, struct stream *stream)
+{
+    return 0;
+}
+
+static struct device *
+host_close(struct device *dev)
+{
+    if (!dev)
+        return NULL;
+    struct host_device *host = host_of(dev);
+    host->pool = pool_free(host->pool);
+    free(host->scratch);
+    free(host);
+    return NULL;
+}
+
+static const struct device_ops host_ops = {
+    .name = "cpu",
+    .activation = DTYPE_F32,
+    .alloc = memory_alloc,
+    .free = memory_free,
+    .alloc_shared = memory_alloc,
+    .free_shared = memory_free,
+    .upload = memory_copy,
+    .download = memory_copy,
+    .copy = memory_copy_stream,
+    .host_addressable = true,
+    .kv_page_bytes = host_kv_page_bytes,
+    .embed = host_embed,
+    .rms_norm = host_rms_norm,
+    .matmul = host_matmul,
+    .matmul_group = host_matmul_group,
+    .matmul_rows = host_matmul_rows,
+    .rope_angles = host_rope_angles,
+    .rope = host_rope,
+    .kv_write = host_kv_write,
+    .attention = host_attention,
+    .silu_mul = host_silu_mul,
+    .kv_copy_page = host_kv_copy_page,
+    .wait_flag = host_wait_flag,
+    .engram_gather = host_engram_gather,
+    .engram_fuse = host_engram_fuse,
+    .engram_keep = host_engram_keep,
+    .sample = host_sample,
+    .synchronize = host_synchronize,
+    .close = host_close,
+};
+
+static const struct host_kernels *
+kernels_find(const char *isa)
+{
+    bool any = strcmp(isa, "auto") == 0;
+
+#ifdef GPU_HOST_X86
+    __builtin_cpu_init();
+    if ((any || strcmp(isa, "avx512") == 0) && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        return &kernels_avx512;
+    if ((any || strcmp(isa, "avx2") == 0) && __builtin_cpu_supports("avx2") &&
+        __builtin_cpu_supports("fma"))
+        return &kernels_avx2;
+#endif
+    return any || strcmp(isa, "portable") == 0 ? &kernels_portable : NULL;
+}
+
+int
+host_device_open(struct device **ret_device, const struct host_device_options *options,
+                 struct err *err)
+{
+    const char *isa = options->isa ? options->isa : "auto";
+    const struct host_kernels *kernels = kernels_find(isa);
+
+    if (!kernels)
+        return err_set(err, EINVAL, "instruction set '%s': this CPU or build lacks it", isa);
+    struct host_device *host = calloc(1, sizeof *host);
+    if (!host)
+        return err_set(err, ENOMEM, "no memory for the CPU backend");
+    host->device.ops = &host_ops;
+    host->kernels = kernels;
+    int result = pool_new(&host->pool, options->n_threads, err);
+    if (result < 0) {
+        free(host);
+        return result;
+    }
+    host->n_threads = pool_threads(host->pool);
+    size_t scratch_bytes = (size_t)host->n_threads * sizeof *host->scratch;
+    host->scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
+    if (!host->scratch) {
+        (void)host_close(&host->device);
+        return err_set(err, ENOMEM, "no memory for the scratch of %d threads", host->n_threads);
+    }
+    if (openblas_set_num_threads)
+        openblas_set_num_threads(1);
+    *ret_device = &host->device;
+    return 0;
+}
+
+const char *
+host_device_isa(const struct device *device)
+{
+    return ((const struct host_device *)(const void *)device)->kernels->name;
+}
+
+int
+host_device_threads(const struct device *device)
+{
+    return ((const struct host_device *)(const void *)device)->n_threads;
+}
