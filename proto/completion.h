@@ -11,7 +11,8 @@
 #include "base/buf.h"
 #include "proto/api_error.h"
 
-enum { COMPLETION_MAX_STOP = 16, COMPLETION_MAX_LOGPROBS = 20, COMPLETION_MAX_N = 128 };
+enum { COMPLETION_MAX_STOP = 16, COMPLETION_MAX_LOGPROBS = 20, COMPLETION_MAX_N = 128,
+       COMPLETION_MAX_STOP_IDS = 256 };
 
 struct completion_prompt {
     const char *text; /* NULL: ids are given */
