@@ -98,7 +98,7 @@ hold(struct choice_text *t, int32_t token, bool flush)
 bool
 choice_text_push(struct choice_text *t, int32_t token, struct buf *out)
 {
-    size_t begin, end;
+    size_t begin = 0, end = 0;
 
     ASSERT(t->matched < 0);
     hold(t, token, false);

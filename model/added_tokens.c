@@ -6,7 +6,7 @@
 #include <utf8proc.h>
 
 #include "model/json_check.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 /* What \w is to the regex engine that the library asks here: Alphabetic, marks, Nd, Pc,
  * Join_Control. Of Alphabetic only the circled and squared letters are neither letters, Nl nor

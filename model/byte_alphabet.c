@@ -1,7 +1,7 @@
 /* byte_alphabet: see byte_alphabet.h. */
 #include "model/byte_alphabet.h"
 
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 /* The bytes that do not stand for themselves are three ranges: 0..32, 127..160 and 173. */
 enum { FIRST_STANDIN = 0x100, LAST_STANDIN = 0x143 };

@@ -8,7 +8,7 @@
 #include "base/buf.h"
 #include "model/byte_alphabet.h"
 #include "model/tokenizer_parts.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 static bool
 is_blank(int32_t cp)

@@ -4,7 +4,7 @@
 
 #include "base/check.h"
 #include "model/tokenizer.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 /* Takes one character or broken part off the front of text: copies it or U+FFFD to out. 0 when what
  * is left could still become a character. */

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/check.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 struct json_check {
     const char *start, *at, *end;

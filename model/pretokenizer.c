@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 struct pretoken_run {
     const struct pretokenizer *p;

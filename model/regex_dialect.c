@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 enum { MAX_REPEAT = 65535 };
 

@@ -8,7 +8,7 @@
 
 #include "base/buf.h"
 #include "model/json_check.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 enum {
     DECOMPOSITION_MAX = 32, /* code points of one character; U+FDFA has most, 18 */

@@ -9,7 +9,7 @@
 
 #include "base/check.h"
 #include "model/tokenizer_parts.h"
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 enum { FILE_MAX_BYTES = 256 << 20 };
 

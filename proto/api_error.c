@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 #include "proto/json_writer.h"
-#include "proto/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 /* Makes text printable in place: what is not UTF-8 (input echoed byte by byte, or a sequence that
  * the end of the array cut) and control characters become '?'. Logs and headers can show the

@@ -4,7 +4,7 @@
 
 #include "proto/completion.h"
 #include "proto/json_writer.h"
-#include "proto/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 const char completion_done_event[] = "data: [DONE]\n\n";
 

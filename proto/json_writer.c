@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 void
 json_write_escaped(struct buf *out, const char *text, size_t size)

@@ -67,6 +67,9 @@ struct tiers_request {
 void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
 /* Steps up to and including this one no longer read anything. */
 void tiers_step_done(struct tiers *tiers, uint64_t step);
+/* The step was given up after its flags were raised: nothing reads its bundles, and what it was to promote
+ * may not have been: those slots are empty again. */
+void tiers_step_abort(struct tiers *tiers, uint64_t step);
 
 /* Plan at admission: start reading what the stores lack of these mixes ([n]) of one table and order, with a
  * later deadline than any step. Takes only RAM store room that pinned and hotter bundles leave; returns

@@ -20,6 +20,9 @@
 int utf8_next(const char *text, size_t size_bytes, uint32_t *ret_cp);
 /* The same for the last character of text that is known to be well-formed. */
 int utf8_previous(const char *text, size_t size_bytes, uint32_t *ret_cp);
+/* One step over text that may be broken and ends here: as utf8_next, but an unfinished character at the end is a
+ * broken part too. */
+int utf8_step(const char *text, size_t size_bytes);
 /* Writes cp (<= U+10FFFF, no surrogate) to out; returns 1..4. */
 int utf8_put(uint32_t cp, char out[4]);
 bool utf8_valid(const char *text, size_t size_bytes);

@@ -1,5 +1,5 @@
 /* utf8_scan: see utf8_scan.h. */
-#include "model/utf8_scan.h"
+#include "base/utf8_scan.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -107,6 +107,15 @@ utf8_valid_prefix(const char *text, size_t size_bytes)
         at += (size_t)length;
     }
     return at;
+}
+
+int
+utf8_step(const char *text, size_t size_bytes)
+{
+    uint32_t cp;
+    int length = utf8_next(text, size_bytes, &cp);
+
+    return length ? length : -(int)size_bytes;
 }
 
 bool
