@@ -647,12 +647,20 @@ on_tokenised(uv_work_t *work, int status)
         submit(x);
 }
 
+/* JSON by its name, or by curl -d, which calls every body a form when nobody says otherwise. */
 static bool
 json_body(const struct http_request *request)
 {
+    static const char *const accepted[] = {"application/json", "application/x-www-form-urlencoded"};
     const char *type = http_request_header(request, "content-type");
 
-    return type == NULL || strncasecmp(type, "application/json", 16) == 0;
+    for (size_t i = 0; type && i < sizeof accepted / sizeof *accepted; i++) {
+        size_t length = strlen(accepted[i]);
+
+        if (strncasecmp(type, accepted[i], length) == 0 && strchr("; ", type[length]))
+            return true;
+    }
+    return type == NULL;
 }
 
 static int
