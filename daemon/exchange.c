@@ -34,6 +34,7 @@ struct exchange {
     uv_work_t work;
     bool working, answered, streaming, failed;
     uint64_t received_ns;
+    int64_t created; /* Unix seconds */
     char id[48];
     /* Per prompt. */
     struct job **jobs; /* [n_prompts]; NULL: not made or taken by the engine and ended */
@@ -53,7 +54,7 @@ meta_of(const struct exchange *x)
 {
     return (struct completion_meta){.id = x->id,
                                     .model = x->daemon->serving->name,
-                                    .created = x->daemon->serving->created,
+                                    .created = x->created,
                                     .fingerprint = "engramd-" ENGRAMD_VERSION};
 }
 
@@ -717,6 +718,7 @@ exchange_begin(struct daemon *daemon, struct http_conn *conn, struct http_reques
     x->conn = conn;
     x->request = request;
     x->received_ns = clock_now_ns();
+    x->created = clock_unix_seconds();
     x->next = daemon->exchanges;
     if (x->next)
         x->next->prev = x;
