@@ -33,6 +33,8 @@ struct dot_args {
 
 struct host_kernels {
     const char *name;
+    /* Prefill segments of this many rows and more are faster by BLAS than by dot_*; 0: none are. */
+    int blas_rows;
     void (*dot_bf16)(const struct dot_args *args);
     void (*dot_f32)(const struct dot_args *args);
     void (*widen_bf16)(float *dst, const uint16_t *src, size_t n);

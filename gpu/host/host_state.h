@@ -19,6 +19,7 @@ enum {
     /* Sampling: buckets of one radix level, logits of which the weights are computed at a time. */
     HOST_RADIX = 2048,
     HOST_SAMPLE_BLOCK = 1024,
+    HOST_SAMPLE_SHORTLIST = 8192,
 };
 
 /* Working memory of one pool thread, all of it taken when the device is opened. */
@@ -30,6 +31,8 @@ struct host_scratch {
     double mass[HOST_RADIX];
     uint32_t count[HOST_RADIX];
     float weight[HOST_SAMPLE_BLOCK];
+    float listed_logit[HOST_SAMPLE_SHORTLIST];
+    int32_t listed_id[HOST_SAMPLE_SHORTLIST];
 };
 
 struct host_device {

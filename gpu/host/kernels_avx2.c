@@ -5,8 +5,9 @@
 #include <string.h>
 
 typedef __m256 vf;
+typedef float f4 __attribute__((vector_size(16)));
 
-enum { W = 8, TILE_ROWS = 2 };
+enum { W = 8, TILE_ROWS = 2, MIX_ROWS = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -81,18 +82,16 @@ v_ldexp(vf p, vf n)
 }
 /* Four sums at once; lane i of the result is the sum of argument i. One tree: neighbours, pairs of
  * neighbours, halves. */
-INLINE void
-v_sum4(float *out, vf a, vf b, vf c, vf d)
+INLINE f4
+v_sum4(vf a, vf b, vf c, vf d)
 {
     __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+    return (f4)_mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
 }
 INLINE float
 v_sum(vf a)
 {
-    float out[4];
-    v_sum4(out, a, a, a, a);
-    return out[0];
+    return v_sum4(a, a, a, a)[0];
 }
 INLINE float
 v_max_lane(vf a)
@@ -109,6 +108,7 @@ v_finite(vf a)
     return _mm256_movemask_epi8(_mm256_cmpeq_epi32(bits, top)) == 0;
 }
 
-#define KERNELS_TABLE kernels_avx2
-#define KERNELS_NAME  "avx2"
+#define KERNELS_TABLE     kernels_avx2
+#define KERNELS_BLAS_ROWS 0
+#define KERNELS_NAME      "avx2"
 #include "gpu/host/kernels_body.h"

@@ -6,8 +6,9 @@
 #include <immintrin.h>
 
 typedef __m512 vf;
+typedef float f4 __attribute__((vector_size(16)));
 
-enum { W = 16, TILE_ROWS = 4 };
+enum { W = 16, TILE_ROWS = 6, MIX_ROWS = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -89,19 +90,17 @@ fold(vf a)
 }
 /* Four sums at once; lane i of the result is the sum of argument i. One tree: halves, neighbours,
  * pairs of neighbours, halves. */
-INLINE void
-v_sum4(float *out, vf a, vf b, vf c, vf d)
+INLINE f4
+v_sum4(vf a, vf b, vf c, vf d)
 {
     __m256 quads =
         _mm256_hadd_ps(_mm256_hadd_ps(fold(a), fold(b)), _mm256_hadd_ps(fold(c), fold(d)));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+    return (f4)_mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
 }
 INLINE float
 v_sum(vf a)
 {
-    float out[4];
-    v_sum4(out, a, a, a, a);
-    return out[0];
+    return v_sum4(a, a, a, a)[0];
 }
 INLINE float
 v_max_lane(vf a)
@@ -114,6 +113,7 @@ v_finite(vf a)
     return _mm512_fpclass_ps_mask(a, 0x99) == 0; /* quiet NaN, +inf, -inf, signalling NaN */
 }
 
-#define KERNELS_TABLE kernels_avx512
-#define KERNELS_NAME  "avx512"
+#define KERNELS_TABLE     kernels_avx512
+#define KERNELS_BLAS_ROWS 0
+#define KERNELS_NAME      "avx512"
 #include "gpu/host/kernels_body.h"

@@ -1,10 +1,35 @@
 /* kernels_body: the text of a table of kernels, included once per instruction set after the
- * definition of vf, W, TILE_ROWS and the v_ functions. Compiled with -ffp-contract=off: whether a
- * product is rounded is decided by v_fma, never by the optimiser, or two tiles could differ. */
+ * definition of vf, W, TILE_ROWS, MIX_ROWS and the v_ functions. Compiled with -ffp-contract=off:
+ * whether a product is rounded is decided by v_fma, never by the optimiser, or two tiles could
+ * differ. */
 #ifndef GPU_HOST_KERNELS_BODY_H
 #define GPU_HOST_KERNELS_BODY_H
 
 #include <math.h>
+#include <string.h>
+
+/* The first n (1 or more; 4 at most) of four floats. */
+INLINE f4
+f4_load(const float *p, int n)
+{
+    f4 v = {0};
+
+    if (n >= 4)
+        memcpy(&v, p, sizeof v);
+    else
+        for (int i = 0; i < n; i++)
+            v[i] = p[i];
+    return v;
+}
+INLINE void
+f4_store(float *p, f4 v, int n)
+{
+    if (n >= 4)
+        memcpy(p, &v, sizeof v);
+    else
+        for (int i = 0; i < n; i++)
+            p[i] = v[i];
+}
 
 /* --- dot products
  * --------------------------------------------------------------------------------- */
@@ -25,12 +50,12 @@ load_weight_n(const void *w, ptrdiff_t at, int n, bool bf16)
 INLINE void
 dot_tile(const struct dot_args *a, int first_row, int n_rows, int first_col, int n_cols, bool bf16)
 {
-    vf sum[4 * 8];
-    const float *x[4];
+    vf sum[6 * 4];
+    const float *x[6];
     ptrdiff_t w[8];
     int k = 0, last = a->n_cols - 1;
 
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < n_rows; r++) {
         int row = a->row ? a->row[first_row + r] : first_row + r;
         x[r] = a->x + row * a->x_stride;
@@ -46,7 +71,7 @@ dot_tile(const struct dot_args *a, int first_row, int n_rows, int first_col, int
 #pragma GCC unroll 8
         for (int c = 0; c < n_cols; c++)
             column[c] = load_weight(a->w, w[c] + k, bf16);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < n_rows; r++) {
             vf value = v_load(x[r] + k);
 #pragma GCC unroll 8
@@ -59,47 +84,77 @@ dot_tile(const struct dot_args *a, int first_row, int n_rows, int first_col, int
 #pragma GCC unroll 8
         for (int c = 0; c < n_cols; c++) {
             vf column = load_weight_n(a->w, w[c] + k, n, bf16);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int r = 0; r < n_rows; r++)
                 sum[r * n_cols + c] = v_fma(v_load_n(x[r] + k, n), column, sum[r * n_cols + c]);
         }
     }
-    int n_valid = a->n_cols - first_col < n_cols ? a->n_cols - first_col : n_cols;
-#pragma GCC unroll 4
-    for (int r = 0; r < n_rows; r++) {
-        float dot[8];
-        float *out = a->out + (first_row + r) * a->out_stride + first_col;
+    int n_valid = a->n_cols - first_col;
 #pragma GCC unroll 2
-        for (int c = 0; c < n_cols; c += 4) {
+    for (int c = 0; c < n_cols; c += 4) {
+        f4 bias = {0};
+        if (a->bias)
+            bias = f4_load(a->bias + first_col + c, n_valid - c);
+#pragma GCC unroll 6
+        for (int r = 0; r < n_rows; r++) {
             const vf *s = sum + r * n_cols + c;
-            v_sum4(dot + c, s[0], s[1], s[2], s[3]);
-        }
-        for (int c = 0; c < n_valid; c++) {
-            float value = dot[c];
+            float *out = a->out + (first_row + r) * a->out_stride + first_col + c;
+            f4 dots = v_sum4(s[0], s[1], s[2], s[3]);
             if (a->bias)
-                value += a->bias[first_col + c];
-            out[c] = a->accumulate ? value + out[c] : value;
+                dots = dots + bias;
+            if (a->accumulate)
+                dots = dots + f4_load(out, n_valid - c);
+            f4_store(out, dots, n_valid - c);
         }
     }
 }
 
-/* Columns outside, rows inside: a tile of weights is read from memory once and from the first-level
- * cache for the other rows. */
+/* Rows [first, end), columns outside, rows inside: a tile of weights is read from memory once and
+ * from the first-level cache for the other rows. */
+INLINE void
+dot_rows(const struct dot_args *a, int first, int end, bool bf16)
+{
+    for (int c = 0; c < a->n_cols; c += 4) {
+        int r = first;
+        for (; r + TILE_ROWS <= end; r += TILE_ROWS)
+            dot_tile(a, r, TILE_ROWS, c, 4, bf16);
+        switch (end - r) {
+        case 1:
+            dot_tile(a, r, 1, c, 4, bf16);
+            break;
+        case 2:
+            dot_tile(a, r, 2, c, 4, bf16);
+            break;
+        case 3:
+            dot_tile(a, r, 3, c, 4, bf16);
+            break;
+        case 4:
+            dot_tile(a, r, 4, c, 4, bf16);
+            break;
+        case 5:
+            dot_tile(a, r, 5, c, 4, bf16);
+            break;
+        default:
+            break;
+        }
+    }
+}
+
+/* Rows in blocks that stay in the second-level cache while the columns pass by. */
 INLINE void
 dot_all(const struct dot_args *a, bool bf16)
 {
+    enum { BLOCK_ROWS = 96, BLOCK_FLOATS = 64 * 1024 };
+
     if (a->n_rows == 1) {
         for (int c = 0; c < a->n_cols; c += 8)
             dot_tile(a, 0, 1, c, 8, bf16);
         return;
     }
-    for (int c = 0; c < a->n_cols; c += 4) {
-        int r = 0;
-        for (; r + TILE_ROWS <= a->n_rows; r += TILE_ROWS)
-            dot_tile(a, r, TILE_ROWS, c, 4, bf16);
-        for (; r < a->n_rows; r++)
-            dot_tile(a, r, 1, c, 4, bf16);
-    }
+    int block = BLOCK_FLOATS / (a->k > 0 ? a->k : 1) / TILE_ROWS * TILE_ROWS;
+    block = block > BLOCK_ROWS ? BLOCK_ROWS : block < 4 * TILE_ROWS ? 4 * TILE_ROWS : block;
+    for (int r = 0; r < a->n_rows; r += block)
+        dot_rows(a, r, a->n_rows - r < block ? a->n_rows : r + block, bf16);
 }
 
 static void
@@ -324,21 +379,21 @@ mix(float *acc, ptrdiff_t acc_stride, const float *keep, int n_q, const float *p
     ptrdiff_t p_stride, const float *v, ptrdiff_t v_stride, int n_keys, int dim)
 {
     for (int q = 0; q < n_q;) {
-        int rows = n_q - q >= TILE_ROWS ? TILE_ROWS : 1;
+        int rows = n_q - q >= MIX_ROWS ? MIX_ROWS : 1;
         float *to = acc + q * acc_stride;
         const float *from = p + q * p_stride;
         int d = 0;
         for (; d + 4 * W <= dim; d += 4 * W) {
-            if (rows == TILE_ROWS)
-                mix_tile(to + d, acc_stride, keep + q, TILE_ROWS, from, p_stride, v + d, v_stride,
+            if (rows == MIX_ROWS)
+                mix_tile(to + d, acc_stride, keep + q, MIX_ROWS, from, p_stride, v + d, v_stride,
                          n_keys, 4);
             else
                 mix_tile(to + d, acc_stride, keep + q, 1, from, p_stride, v + d, v_stride, n_keys,
                          4);
         }
         for (; d + W <= dim; d += W) {
-            if (rows == TILE_ROWS)
-                mix_tile(to + d, acc_stride, keep + q, TILE_ROWS, from, p_stride, v + d, v_stride,
+            if (rows == MIX_ROWS)
+                mix_tile(to + d, acc_stride, keep + q, MIX_ROWS, from, p_stride, v + d, v_stride,
                          n_keys, 1);
             else
                 mix_tile(to + d, acc_stride, keep + q, 1, from, p_stride, v + d, v_stride, n_keys,
@@ -361,6 +416,7 @@ mix(float *acc, ptrdiff_t acc_stride, const float *keep, int n_q, const float *p
 
 const struct host_kernels KERNELS_TABLE = {
     .name = KERNELS_NAME,
+    .blas_rows = KERNELS_BLAS_ROWS,
     .dot_bf16 = dot_bf16,
     .dot_f32 = dot_f32,
     .widen_bf16 = widen_bf16,

@@ -9,8 +9,9 @@ typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
 typedef uint32_t vu __attribute__((vector_size(16)));
 typedef uint16_t vh __attribute__((vector_size(8)));
+typedef float f4 __attribute__((vector_size(16)));
 
-enum { W = 4, TILE_ROWS = 2 };
+enum { W = 4, TILE_ROWS = 2, MIX_ROWS = 2 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -95,13 +96,10 @@ v_sum(vf a)
 {
     return (a[0] + a[2]) + (a[1] + a[3]);
 }
-INLINE void
-v_sum4(float *out, vf a, vf b, vf c, vf d)
+INLINE f4
+v_sum4(vf a, vf b, vf c, vf d)
 {
-    out[0] = v_sum(a);
-    out[1] = v_sum(b);
-    out[2] = v_sum(c);
-    out[3] = v_sum(d);
+    return (f4){v_sum(a), v_sum(b), v_sum(c), v_sum(d)};
 }
 INLINE float
 v_max_lane(vf a)
@@ -120,6 +118,7 @@ v_finite(vf a)
     return (bad[0] | bad[1] | bad[2] | bad[3]) == 0;
 }
 
-#define KERNELS_TABLE kernels_portable
-#define KERNELS_NAME  "portable"
+#define KERNELS_TABLE     kernels_portable
+#define KERNELS_BLAS_ROWS 4
+#define KERNELS_NAME      "portable"
 #include "gpu/host/kernels_body.h"

@@ -1,20 +1,18 @@
 /* matmul: products with weights on the CPU.
  *
- * Decoded rows and short prefill segments go through the dot product kernels: one sum per (row,
- * column), always in the same order, so their bits are the same alone, in a batch, and in a chunk
- * of any size up to SEGMENT_BLAS - 1. Longer segments go through BLAS, panel by panel of
- * HOST_PANEL_COLUMNS columns and HOST_PANEL_DEPTH of depth, widened to F32; which of the two
- * depends on the segment's length alone. The pool splits columns at panel boundaries, never the
- * depth: the thread count changes no bit.   */
+ * Rows go through the dot product kernels: one sum per (row, column), always in the same order, so
+ * the bits of a row are the same alone, in a batch, and in a prefill chunk of any length. Weights
+ * are read once for all rows of a step. Measured (2 cores with AVX-512, one thread, GFLOP/s):
+ * kernels 97-112 from 8 rows on, OpenBLAS 0.3.21 on widened panels 70-95; hence BLAS is used only
+ * with the portable kernels (17 to BLAS' 60 and more), for prefill segments of kernels->blas_rows
+ * rows and more. There the choice depends on the segment's length alone. The pool splits columns,
+ * at panel boundaries where BLAS is used, never the depth: the number of threads changes no bit. */
 #include <cblas.h>
 
 #include "base/check.h"
 #include "gpu/host/host_state.h"
 
-enum {
-    SEGMENT_BLAS = 8, /* shortest segment that goes through BLAS */
-    GRAIN = 8,        /* columns of the widest dot product tile */
-};
+enum { GRAIN = 8 }; /* columns of the widest dot product tile */
 
 struct matmul_args {
     const struct matmul_part *parts;
@@ -25,6 +23,12 @@ struct matmul_args {
     struct host_device *host;
     long grain;
 };
+
+static bool
+is_for_blas(const struct host_kernels *kernels, const struct batch_seq *seq)
+{
+    return kernels->blas_rows > 0 && seq->n_rows >= kernels->blas_rows;
+}
 
 static void
 rows_by_kernel(const struct matmul_args *a, const struct matmul_part *part, int first_row,
@@ -76,7 +80,7 @@ panel_by_blas(const struct matmul_args *a, const struct matmul_part *part, long 
         }
         for (int s = b->n_decode; s < b->n_seqs; s++) {
             const struct batch_seq *seq = &b->seq[s];
-            if (seq->n_rows < SEGMENT_BLAS)
+            if (!is_for_blas(a->host->kernels, seq))
                 continue;
             float *to = out + (size_t)seq->first_row * (size_t)n_out + col;
             cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, seq->n_rows, (int)n_cols, n, 1.0f,
@@ -92,10 +96,10 @@ panel_by_blas(const struct matmul_args *a, const struct matmul_part *part, long 
 }
 
 static bool
-has_long_segment(const struct batch *b)
+has_long_segment(const struct host_kernels *kernels, const struct batch *b)
 {
     for (int s = b->n_decode; s < b->n_seqs; s++)
-        if (b->seq[s].n_rows >= SEGMENT_BLAS)
+        if (is_for_blas(kernels, &b->seq[s]))
             return true;
     return false;
 }
@@ -105,16 +109,20 @@ columns_of_part(const struct matmul_args *a, const struct matmul_part *part, lon
                 float *panel)
 {
     const struct batch *b = a->batch;
+    bool long_segments = a->grain == HOST_PANEL_COLUMNS;
 
+    if (!long_segments) {
+        rows_by_kernel(a, part, 0, b->n_rows, begin, end - begin);
+        return;
+    }
     if (b->n_decode > 0)
         rows_by_kernel(a, part, 0, b->n_decode, begin, end - begin);
     for (int s = b->n_decode; s < b->n_seqs; s++)
-        if (b->seq[s].n_rows < SEGMENT_BLAS)
+        if (!is_for_blas(a->host->kernels, &b->seq[s]))
             rows_by_kernel(a, part, b->seq[s].first_row, b->seq[s].n_rows, begin, end - begin);
-    if (a->grain == HOST_PANEL_COLUMNS)
-        for (long col = begin; col < end; col += HOST_PANEL_COLUMNS)
-            panel_by_blas(a, part, col,
-                          end - col < HOST_PANEL_COLUMNS ? end - col : HOST_PANEL_COLUMNS, panel);
+    for (long col = begin; col < end; col += HOST_PANEL_COLUMNS)
+        panel_by_blas(a, part, col, end - col < HOST_PANEL_COLUMNS ? end - col : HOST_PANEL_COLUMNS,
+                      panel);
 }
 
 /* The columns of all parts in a row, each part rounded up to whole grains, are cut into equal
@@ -144,7 +152,7 @@ run_parts(struct host_device *host, const struct matmul_part *parts, int n_parts
     struct matmul_args a = {parts, n_parts, x, accumulate, batch, host, GRAIN};
     double work = 0;
 
-    if (has_long_segment(batch))
+    if (has_long_segment(host->kernels, batch))
         a.grain = HOST_PANEL_COLUMNS;
     for (int p = 0; p < n_parts; p++) {
         ASSERT(parts[p].w.dtype == DTYPE_BF16 || parts[p].w.dtype == DTYPE_F32);

@@ -26,10 +26,11 @@ struct edge {
     int64_t ties;
 };
 
-/* One row being sampled. */
+/* One row being sampled: all its tokens, or those that can still be in; in order of ids. */
 struct draw {
-    const float *logit; /* adjusted, [vocab] */
-    int vocab;
+    const float *logit; /* adjusted, [n] */
+    const int32_t *id;  /* [n]; NULL: logit is indexed by id */
+    int n;
     float top, inverse_temperature;
     const struct host_kernels *kernels;
     struct host_scratch *scratch;
@@ -65,8 +66,8 @@ fill_buckets(const struct draw *d, const struct edge *in, int level, uint32_t pr
 
     memset(s->count, 0, sizeof s->count);
     memset(s->mass, 0, sizeof s->mass);
-    for (int begin = 0; begin < d->vocab; begin += HOST_SAMPLE_BLOCK) {
-        int n = d->vocab - begin < HOST_SAMPLE_BLOCK ? d->vocab - begin : HOST_SAMPLE_BLOCK;
+    for (int begin = 0; begin < d->n; begin += HOST_SAMPLE_BLOCK) {
+        int n = d->n - begin < HOST_SAMPLE_BLOCK ? d->n - begin : HOST_SAMPLE_BLOCK;
         if (masses)
             (void)d->kernels->exp_sum(s->weight, d->logit + begin, (size_t)n, d->top,
                                       d->inverse_temperature);
@@ -84,9 +85,31 @@ fill_buckets(const struct draw *d, const struct edge *in, int level, uint32_t pr
     }
 }
 
+/* Goes on with a copy of the tokens whose key is at least `floor`, if they fit. */
+static void
+shorten(struct draw *d, uint32_t floor, int64_t n_left)
+{
+    struct host_scratch *s = d->scratch;
+    int n = 0;
+
+    if (d->id || n_left > HOST_SAMPLE_SHORTLIST)
+        return;
+    for (int i = 0; i < d->n; i++)
+        if (key_of(d->logit[i]) >= floor) {
+            /* Tokens beyond an earlier edge are not among n_left, yet have such keys. */
+            if (n == HOST_SAMPLE_SHORTLIST)
+                return;
+            s->listed_logit[n] = d->logit[i];
+            s->listed_id[n++] = i;
+        }
+    d->logit = s->listed_logit;
+    d->id = s->listed_id;
+    d->n = n;
+}
+
 /* The edge of the k largest logits. */
 static struct edge
-edge_of_count(const struct draw *d, int64_t k)
+edge_of_count(struct draw *d, int64_t k)
 {
     struct edge all = {0, INT64_MAX};
     uint32_t prefix = 0;
@@ -94,16 +117,20 @@ edge_of_count(const struct draw *d, int64_t k)
     for (int level = 0; level < 3; level++) {
         fill_buckets(d, &all, level, prefix, false);
         uint32_t bucket = (1u << digit_bits[level]) - 1;
-        while (bucket > 0 && d->scratch->count[bucket] < k)
-            k -= d->scratch->count[bucket--];
+        int64_t above = 0;
+        while (bucket > 0 && d->scratch->count[bucket] < k - above)
+            above += d->scratch->count[bucket--];
         prefix |= bucket << digit_shift[level];
+        k -= above;
+        if (level == 0)
+            shorten(d, prefix, above + d->scratch->count[bucket]);
     }
     return (struct edge){prefix, k};
 }
 
 /* The edge of the most probable tokens, of those that are in, that together reach `share`. */
 static struct edge
-edge_of_mass(const struct draw *d, const struct edge *in, double share)
+edge_of_mass(struct draw *d, const struct edge *in, double share)
 {
     struct host_scratch *s = d->scratch;
     uint32_t prefix = 0;
@@ -117,19 +144,23 @@ edge_of_mass(const struct draw *d, const struct edge *in, double share)
                 left += s->mass[i];
             left *= share;
         }
-        /* From the top; rounding may leave a crumb past the last bucket: then that one is the edge.
+        /* From the top. Rounding may leave a crumb behind the last bucket: that is the edge then.
          */
         double passed = 0;
+        int64_t n_left = 0;
         for (uint32_t i = n_buckets; i-- > 0;) {
             if (s->count[i] == 0)
                 continue;
             left -= passed;
             passed = s->mass[i];
             bucket = i;
+            n_left += s->count[i];
             if (passed >= left)
                 break;
         }
         prefix |= bucket << digit_shift[level];
+        if (level == 0)
+            shorten(d, prefix, n_left);
         if (level == 2) {
             double each = s->mass[bucket] / s->count[bucket];
             double ties = each > 0 ? ceil(left / each) : s->count[bucket];
@@ -151,8 +182,8 @@ walk(const struct draw *d, const struct edge *in, float least_weight, double tar
     int32_t last = -1;
     double sum = 0;
 
-    for (int begin = 0; begin < d->vocab; begin += HOST_SAMPLE_BLOCK) {
-        int n = d->vocab - begin < HOST_SAMPLE_BLOCK ? d->vocab - begin : HOST_SAMPLE_BLOCK;
+    for (int begin = 0; begin < d->n; begin += HOST_SAMPLE_BLOCK) {
+        int n = d->n - begin < HOST_SAMPLE_BLOCK ? d->n - begin : HOST_SAMPLE_BLOCK;
         (void)d->kernels->exp_sum(s->weight, d->logit + begin, (size_t)n, d->top,
                                   d->inverse_temperature);
         for (int i = 0; i < n; i++) {
@@ -161,7 +192,7 @@ walk(const struct draw *d, const struct edge *in, float least_weight, double tar
                 !(s->weight[i] > 0))
                 continue;
             sum += (double)s->weight[i];
-            last = begin + i;
+            last = d->id ? d->id[begin + i] : begin + i;
             if (sum > target) {
                 *ret_sum = sum;
                 return last;
@@ -172,18 +203,55 @@ walk(const struct draw *d, const struct edge *in, float least_weight, double tar
     return last;
 }
 
+/* The same without any edge, a block at a time; the sums of blocks are those of exp_sum. */
 static int32_t
-draw_token(const struct draw *d, const struct sample_params *p)
+draw_from_all(const struct draw *d, double u)
+{
+    struct host_scratch *s = d->scratch;
+    double whole = 0, sum = 0;
+    int32_t last = -1;
+
+    for (int pass = 0; pass < 2; pass++)
+        for (int begin = 0; begin < d->n; begin += HOST_SAMPLE_BLOCK) {
+            int n = d->n - begin < HOST_SAMPLE_BLOCK ? d->n - begin : HOST_SAMPLE_BLOCK;
+            double block = d->kernels->exp_sum(s->weight, d->logit + begin, (size_t)n, d->top,
+                                               d->inverse_temperature);
+            if (pass == 0) {
+                whole += block;
+                continue;
+            }
+            double inside = sum;
+            sum += block;
+            if (!(sum > u * whole) && begin + n < d->n)
+                continue;
+            for (int i = 0; i < n; i++) {
+                inside += (double)s->weight[i];
+                if (s->weight[i] > 0)
+                    last = begin + i;
+                if (inside > u * whole && last == begin + i)
+                    return last;
+            }
+            if (last >= 0)
+                return last;
+        }
+    /* u * whole was rounded up to the whole, and the last block is all zeros. */
+    return walk(d, &(struct edge){0, INT64_MAX}, 0, INFINITY, &sum);
+}
+
+static int32_t
+draw_token(struct draw *d, const struct sample_params *p)
 {
     struct edge in = {0, INT64_MAX};
-    double whole, sum;
+    double u = philox_uniform(p->seed, p->draw), whole, sum;
 
-    if (p->top_k > 0 && p->top_k < d->vocab)
+    if (!(p->top_k > 0 && p->top_k < d->n) && p->top_p >= 1 && !(p->min_p > 0))
+        return draw_from_all(d, u);
+    if (p->top_k > 0 && p->top_k < d->n)
         in = edge_of_count(d, p->top_k);
     if (p->top_p < 1)
         in = edge_of_mass(d, &in, p->top_p > 0 ? (double)p->top_p : 0);
     (void)walk(d, &in, p->min_p, INFINITY, &whole);
-    return walk(d, &in, p->min_p, philox_uniform(p->seed, p->draw) * whole, &sum);
+    return walk(d, &in, p->min_p, u * whole, &sum);
 }
 
 static int32_t
@@ -261,7 +329,7 @@ choose(const struct sample_args *a, const float *logit, float raw_top, float *ad
     }
     if (!(p->temperature > 0))
         return first_with(logit, a->vocab, top);
-    struct draw d = {logit, a->vocab, top, 1.0f / p->temperature, a->host->kernels, scratch};
+    struct draw d = {logit, NULL, a->vocab, top, 1.0f / p->temperature, a->host->kernels, scratch};
     if (!isfinite(d.inverse_temperature))
         return first_with(logit, a->vocab, top);
     return draw_token(&d, p);
