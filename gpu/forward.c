@@ -113,8 +113,7 @@ check_shape(const struct model_shape *s, const struct forward_limits *l, struct 
                        s->kv_heads, s->head_dim);
     if (l->max_rows < 1 || l->max_rows > MOST || l->max_sequences < 1 ||
         l->max_sequences > l->max_rows || l->kv_pages < 1 || l->page_tokens < 1 ||
-        l->page_tokens > MOST || l->max_outputs < 1 ||
-        l->max_outputs > 2 * MOST)
+        l->page_tokens > MOST || l->max_outputs < 1 || l->max_outputs > 2 * MOST)
         return err_set(err, EINVAL,
                        "limits of %d rows, %d sequences, %d outputs, %d pages of %d tokens: out of "
                        "bounds",
