@@ -6,6 +6,31 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* jansson's lexer goes on after a failed allocation with the characters dropped that it could not
+ * store: the tree may come out with "EngramForCausaLM" in it, or a string be copied past its end.
+ * So while a text is parsed here, the first failure makes all later ones fail too, and is
+ * remembered. Set before main, when there are no other threads; outside of json_field_parse it is
+ * malloc.                  */
+static _Thread_local struct {
+    bool parsing, failed;
+} allocation;
+
+static void *
+careful_malloc(size_t size_bytes)
+{
+    if (!allocation.parsing)
+        return malloc(size_bytes);
+    void *memory = allocation.failed ? NULL : malloc(size_bytes);
+    allocation.failed = !memory;
+    return memory;
+}
+
+__attribute__((constructor)) static void
+set_allocator(void)
+{
+    json_set_alloc_funcs(careful_malloc, free);
+}
+
 /* At least the number of values in a valid text: each is first in it, or follows one of these. An
  * empty array or object counts one too many. */
 static size_t
@@ -32,9 +57,14 @@ json_field_parse(json_t **ret_object, const char *text, size_t size_bytes, size_
     if (count_values(text, size_bytes) > max_values)
         return err_set(err, EBADMSG, "%s: more than %zu JSON values", name, max_values);
     json_error_t error;
+    allocation.parsing = true;
+    allocation.failed = false;
     json_t *object = json_loadb(text, size_bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!object && json_error_code(&error) == json_error_out_of_memory)
+    allocation.parsing = false;
+    if (allocation.failed) {
+        json_decref(object);
         return err_set(err, ENOMEM, "%s: out of memory", name);
+    }
     if (!object)
         return err_set(err, EBADMSG, "%s:%d:%d: not valid JSON: %s", name, error.line, error.column,
                        error.text);
