@@ -178,9 +178,9 @@ class Lint:
         if path.suffix in CODE:
             if "\t" in text:
                 self.violation(name, text.count("\n", 0, text.index("\t")) + 1, "encoding", "a tab")
-            for number, line in enumerate(lines, 1):
-                if len(line) > MOST_COLUMNS and name not in ROW_TABLES:
-                    self.warning(name, number, f"{len(line)} columns")
+            wide = [number for number, line in enumerate(lines, 1) if len(line) > MOST_COLUMNS]
+            if wide and name not in ROW_TABLES:
+                self.warning(name, wide[0], f"{len(wide)} lines of more than {MOST_COLUMNS} columns")
             self.sources.append(Source(name, text))
         if path.suffix in CODE | SCRIPTS:
             n = len(lines) - 1

@@ -13,7 +13,7 @@
 
 #include "model/compressed_ids.h"
 #include "model/tokenizer.h"
-#include "shared_data.h"
+#include "tests/unit/model/shared_data.h"
 
 #define GOLDEN "tests/golden/tokenizer/"
 
