@@ -34,6 +34,13 @@ write_logprob(struct buf *out, float logprob)
     json_write_float(out, isinf(logprob) ? (logprob < 0 ? -9999.0F : 0.0F) : logprob);
 }
 
+/* A total order: a value that is no number comes last. */
+static float
+rank(float logprob)
+{
+    return isnan(logprob) ? -INFINITY : logprob;
+}
+
 static bool
 same_name(bool as_id, const struct completion_top *a, const struct completion_top *b)
 {
@@ -64,8 +71,8 @@ write_top(struct buf *out, const struct completion_logprob *position, bool as_id
             const struct completion_top *other = j < position->n_top ? &position->top[j] : &chosen;
 
             if (j != i && same_name(as_id, top, other))
-                shadowed =
-                    other->logprob > top->logprob || (other->logprob == top->logprob && j < i);
+                shadowed = rank(other->logprob) > rank(top->logprob) ||
+                           (j < i && rank(other->logprob) == rank(top->logprob));
         }
         if (shadowed)
             continue;

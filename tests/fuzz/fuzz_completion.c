@@ -1,5 +1,6 @@
-/* fuzz_completion: bytes as the body of POST /v1/completions and of PATCH /v1/tiers, and as text that an answer
- * carries. What is accepted is within its bounds; what is refused has a whole error; what is written is JSON. */
+/* fuzz_completion: bytes as the body of POST /v1/completions and of PATCH /v1/tiers, and as text
+ * that an answer carries. What is accepted is within its bounds; what is refused has a whole error;
+ * what is written is JSON. */
 #include <jansson.h>
 #include <math.h>
 #include <stdint.h>
@@ -125,7 +126,8 @@ write_answer(const char *text, size_t size)
                                        .finish_reason = "stop",
                                        .stop_id = -1,
                                        .has_logprobs = true,
-                                       .with_top = true,
+                                       /* jansson reads no key with a NUL, right as it is */
+                                       .with_top = !memchr(text, 0, size),
                                        .n_logprobs = 1,
                                        .logprobs = &position};
     struct completion_meta meta = {.id = "cmpl-1", .model = "demo"};
@@ -147,6 +149,6 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     read_completion(text, size, false);
     read_completion(text, size, true);
     read_sizes(text, size);
-    write_answer(text, size);
+    write_answer(size ? text : "", size);
     return 0;
 }

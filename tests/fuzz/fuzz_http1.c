@@ -1,5 +1,5 @@
-/* fuzz_http1: bytes of a connection. However they are split, the parser says the same; what it lets through is
- * within its limits. */
+/* fuzz_http1: bytes of a connection. However they are split, the parser says the same; what it lets
+ * through is within its limits. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,8 +46,8 @@ feed(const uint8_t *data, size_t size, size_t piece, struct buf *out)
         struct http_request *request = NULL;
         struct api_error error = {0};
 
-        switch (http_parser_feed(parser, (const char *)data + at, part, &consumed, &request,
-                                 &error)) {
+        switch (
+            http_parser_feed(parser, (const char *)data + at, part, &consumed, &request, &error)) {
         case HTTP_MORE:
             ASSERT(consumed == part && !request);
             break;

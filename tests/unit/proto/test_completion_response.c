@@ -265,6 +265,22 @@ tokens_with_equal_text_become_one_entry_with_the_higher_value(void **state)
                            "\"token_id:4\":-1.0,\"token_id:9\":-8.0}]"));
 }
 
+/* Found by fuzz_completion: comparisons with NaN left both entries, or none. */
+static void
+tokens_with_equal_text_become_one_entry_even_without_a_value(void **state)
+{
+    struct completion_top top[] = {{"a", 1, 1, -1.0F},
+                                   {"a", 1, 2, NAN},
+                                   {"a", 1, 3, -0.5F},
+                                   {"b", 1, 4, NAN},
+                                   {"b", 1, 5, NAN}};
+    struct completion_logprob position = {
+        .text = "a", .size = 1, .id = 1, .logprob = -1.0F, .n_top = 5, .top = top};
+
+    write_one(&position, false);
+    assert_non_null(strstr(out.data, "[{\"a\":-0.5,\"b\":null}]"));
+}
+
 static void
 a_token_that_is_part_of_a_character_is_written_as_bytes(void **state)
 {
@@ -349,6 +365,7 @@ main(void)
         TEST(logprobs_without_top_have_null_for_it),
         TEST(the_chosen_token_is_always_among_the_top),
         TEST(tokens_with_equal_text_become_one_entry_with_the_higher_value),
+        TEST(tokens_with_equal_text_become_one_entry_even_without_a_value),
         TEST(a_token_that_is_part_of_a_character_is_written_as_bytes),
         TEST(minus_infinity_is_written_as_a_number),
         TEST(logprobs_read_back_as_the_same_floats),
