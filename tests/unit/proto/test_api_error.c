@@ -6,8 +6,8 @@
 
 #include <cmocka.h>
 
+#include "base/utf8_scan.h"
 #include "proto/api_error.h"
-#include "proto/utf8_scan.h"
 
 static void
 assert_body(const struct api_error *error, const char *want)

@@ -11,8 +11,8 @@
 
 #include <jansson.h>
 
+#include "base/utf8_scan.h"
 #include "proto/json_writer.h"
-#include "proto/utf8_scan.h"
 
 static struct buf out;
 
