@@ -1,6 +1,6 @@
 """Train the demo model on one GPU, export it, measure the export, print samples.
 
-    python3 train.py DATA TOKENIZER OUT --seconds 420
+    python3 train.py DATA TOKENIZER OUT
 
 The learning rate follows the clock, not a step count: whatever the machine's speed, the run ends annealed. Writes
 OUT/model/ (the checkpoint), OUT/train.log and OUT/report.json; the checkpoint is on disk before anything is measured.
@@ -62,16 +62,16 @@ def main():
     ap.add_argument("data")
     ap.add_argument("tokenizer")
     ap.add_argument("out")
-    ap.add_argument("--seconds", type=float, default=420)
+    ap.add_argument("--seconds", type=float, default=385)
     ap.add_argument("--seq", type=int, default=2048)
     ap.add_argument("--batch", type=int, default=32)
     ap.add_argument("--muon-lr", type=float, default=0.02)
     ap.add_argument("--adam-lr", type=float, default=3e-3)
     ap.add_argument("--table-lr", type=float, default=1e-2)
-    ap.add_argument("--decay", type=float, default=0.05)
-    ap.add_argument("--dropout", type=float, default=0.0)
-    ap.add_argument("--lookup-dropout", type=float, default=0.0)
-    ap.add_argument("--children", type=int, default=3)
+    ap.add_argument("--decay", type=float, default=0.1)
+    ap.add_argument("--dropout", type=float, default=0.1)
+    ap.add_argument("--lookup-dropout", type=float, default=0.25)
+    ap.add_argument("--children", type=int, default=2)
     ap.add_argument("--eval-every", type=float, default=60)
     ap.add_argument("--eager", action="store_true")
     args = ap.parse_args()
