@@ -10,13 +10,13 @@
 #include "base/pool.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/cpu_count.h"
 #include "base/futex.h"
 
 enum {
@@ -120,21 +120,10 @@ pool_worker_main(void *arg)
     }
 }
 
-static int
-pool_cpus(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        return CPU_COUNT(&set);
-    long online = sysconf(_SC_NPROCESSORS_ONLN); /* more CPUs than the set holds */
-    return online > 0 && online <= POOL_MAX_THREADS ? (int)online : 1;
-}
-
 int
 pool_new(struct pool **ret_pool, int n_threads, struct err *err)
 {
-    int cpus = pool_cpus();
+    int cpus = cpu_count();
     if (n_threads == 0)
         n_threads = cpus;
     if (n_threads < 0 || n_threads > POOL_MAX_THREADS)

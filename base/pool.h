@@ -12,7 +12,7 @@
 struct pool;
 typedef void (*pool_fn)(void *arg, int part, int n_parts);
 
-/* n_threads counts the caller; 0 means one per CPU this process may run on. */
+/* n_threads counts the caller; 0 means cpu_count(). */
 int pool_new(struct pool **ret_pool, int n_threads, struct err *err);
 int pool_threads(const struct pool *pool);
 void pool_run(struct pool *pool, pool_fn fn, void *arg);

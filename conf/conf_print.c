@@ -108,6 +108,10 @@ conf_print_values(const struct conf *conf, FILE *out)
         print_section(out, i);
         buf_reset(&value);
         conf_value_render(option, conf, &value);
+        if (value.failed) { /* better no line than a wrong value */
+            (void)fprintf(out, "# %s: no memory\n", option->key);
+            continue;
+        }
         int width = fprintf(out, "%s = %.*s", option->key, (int)value.size_bytes,
                             value.size_bytes ? value.data : "");
         (void)fprintf(out, "%*s # ", width < 40 ? 40 - width : 0, "");

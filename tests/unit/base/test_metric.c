@@ -110,12 +110,17 @@ a_histogram_counts_each_observation_in_its_bucket_and_all_above(void **state)
     for (size_t i = 0; i < sizeof seconds / sizeof *seconds; i++)
         metrics_observe(metrics, id, 0, seconds[i]);
     render(metrics);
-    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"2e-05\"} 2\n"));
-    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"5e-05\"} 3\n"));
-    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.001\"} 4\n"));
-    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.002\"} 5\n"));
+    assert_non_null(
+        strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"2e-05\"} 2\n"));
+    assert_non_null(
+        strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"5e-05\"} 3\n"));
+    assert_non_null(
+        strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.001\"} 4\n"));
+    assert_non_null(
+        strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"0.002\"} 5\n"));
     assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"60\"} 6\n"));
-    assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"+Inf\"} 7\n"));
+    assert_non_null(
+        strstr(rendered, "engramd_inter_token_latency_seconds_bucket{le=\"+Inf\"} 7\n"));
     assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_sum 120.002130000\n"));
     assert_non_null(strstr(rendered, "engramd_inter_token_latency_seconds_count 7\n"));
     assert_true(metrics_read(metrics, id, 0) == 7);
@@ -156,7 +161,8 @@ no_update_is_lost_between_threads(void **state)
     assert_true(metrics_read(metrics, METRIC_ID_engine_steps_total, 0) == 150000);
     assert_true(metrics_read(metrics, METRIC_ID_num_requests_running, 0) == 150000);
     assert_true(metrics_read(metrics, METRIC_ID_inter_token_latency_seconds, 0) == 150000);
-    assert_non_null(strstr(render(metrics), "engramd_inter_token_latency_seconds_sum 150.000000000\n"));
+    assert_non_null(
+        strstr(render(metrics), "engramd_inter_token_latency_seconds_sum 150.000000000\n"));
     metrics_free(metrics);
 }
 
