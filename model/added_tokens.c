@@ -245,7 +245,7 @@ parse_one(struct added_tokens *added, struct json_span json, bool specials,
     int64_t id;
     int r = json_check_kind(json, JSON_OBJECT, "an added token", err);
     if (r == 0)
-        r = json_check_members(json, "added token", names, err);
+        r = json_check_members(json, "added token", names, NULL, err);
     if (r == 0)
         r = parse_flags(json, &token, &normalized, &special, err);
     if (r < 0 || special != specials)

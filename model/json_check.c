@@ -46,16 +46,20 @@ json_check_refuse(struct json_span type, const char *where, struct err *err)
 
 int
 json_check_members(struct json_span object, const char *where, const char *const *names,
-                   struct err *err)
+                   struct json_span *ret_values, struct err *err)
 {
     struct json_walk walk = json_walk(object);
     struct json_span key, value;
+    for (int i = 0; ret_values && names[i]; i++)
+        ret_values[i] = (struct json_span){0};
     while (json_walk_next(&walk, &key, &value)) {
-        bool known = false;
-        for (int i = 0; names[i] && !known; i++)
-            known = json_span_is(key, names[i]);
-        if (!known)
+        int i = 0;
+        while (names[i] && !json_span_is(key, names[i]))
+            i++;
+        if (!names[i])
             return err_set(err, ENOTSUP, "%s: %.*s is not supported", where, shown(key), key.text);
+        if (ret_values)
+            ret_values[i] = value;
     }
     return 0;
 }

@@ -14,9 +14,10 @@
 int json_check_type(struct json_span object, const char *where, struct json_span *ret_type,
                     struct err *err);
 /* -ENOTSUP naming the first member that is not in names (NULL ends the list): a setting nobody
- * reads would change the result in silence. */
+ * reads would change the result in silence. ret_values (may be NULL) gets the value of each name,
+ * one pass for all.  */
 int json_check_members(struct json_span object, const char *where, const char *const *names,
-                       struct err *err);
+                       struct json_span *ret_values, struct err *err);
 /* A boolean member, or fallback when it is absent or null. -EBADMSG for another kind. */
 int json_check_bool(struct json_span object, const char *where, const char *name, bool fallback,
                     bool *ret_value, struct err *err);

@@ -62,11 +62,11 @@ parse_split(struct stage_list *list, struct json_span json, struct err *err)
     struct json_span pattern = json_span_member(json, "pattern");
     char *text = NULL;
     size_t size_bytes = 0;
-    int r = json_check_members(json, where, names, err);
+    int r = json_check_members(json, where, names, NULL, err);
     if (r == 0)
         r = json_check_kind(pattern, JSON_OBJECT, "pre_tokenizer Split: \"pattern\"", err);
     if (r == 0)
-        r = json_check_members(pattern, "pre_tokenizer Split pattern", kinds, err);
+        r = json_check_members(pattern, "pre_tokenizer Split pattern", kinds, NULL, err);
     if (r == 0)
         r = parse_behavior(json, &stage.behavior, err);
     if (r == 0)
@@ -92,7 +92,7 @@ parse_digits(struct stage_list *list, struct json_span json, struct err *err)
     static const char *const names[] = {"type", "individual_digits", NULL};
     struct pretoken_stage stage = {0};
     bool individual = false;
-    int r = json_check_members(json, "pre_tokenizer Digits", names, err);
+    int r = json_check_members(json, "pre_tokenizer Digits", names, NULL, err);
     if (r == 0)
         r = json_check_bool(json, "pre_tokenizer Digits", "individual_digits", false, &individual,
                             err);
@@ -110,7 +110,7 @@ parse_byte_level(struct stage_list *list, struct json_span json, struct err *err
                                         NULL};
     bool add_prefix_space = false, use_regex = false, trim_offsets; /* the last: offsets only */
     struct pretoken_stage stage = {0};
-    int r = json_check_members(json, where, names, err);
+    int r = json_check_members(json, where, names, NULL, err);
     if (r == 0)
         r = json_check_bool(json, where, "add_prefix_space", true, &add_prefix_space, err);
     if (r == 0)
@@ -138,7 +138,7 @@ parse_one(struct stage_list *list, struct json_span json, int depth, struct err 
         return r;
     if (json_span_is(type, "Sequence")) {
         struct json_span members = json_span_member(json, "pretokenizers");
-        r = json_check_members(json, "pre_tokenizer Sequence", names, err);
+        r = json_check_members(json, "pre_tokenizer Sequence", names, NULL, err);
         if (r == 0)
             r = json_check_kind(members, JSON_ARRAY, "pre_tokenizer Sequence: \"pretokenizers\"",
                                 err);

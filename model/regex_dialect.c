@@ -18,7 +18,9 @@ enum { MAX_REPEAT = 65535 };
     "1fff}"                                                                                        \
     "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"                 \
     "\\x{3001}-\\x{10ffff}"
-#define WORD_SET "\\p{L}\\p{M}\\p{N}\\p{Pc}"
+#define WORD_SET "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* Outside of sets Oniguruma reads a table below U+0100 that has superscripts and fractions too. */
+#define WORD_ALONE WORD_SET "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 struct group {
     size_t start;  /* in out */
@@ -34,6 +36,7 @@ struct dialect {
     struct group group[REGEX_MAX_DEPTH];
     int depth;
     bool caseless;
+    char last;         /* the letter just put, in lower case and under (?i) only */
     bool has_atom;     /* something a quantifier may follow */
     size_t atom_start; /* in out */
 };
@@ -74,6 +77,25 @@ put_literal(struct dialect *d, uint32_t cp)
     } else {
         buf_printf(d->out, "\\x{%x}", (unsigned)cp);
     }
+}
+
+/* Under (?i) Oniguruma folds whole strings: "ss" matches U+00DF and back. ASCII without the few
+ * pairs that a single character folds to is the part on which the engines agree. */
+static int
+check_caseless(struct dialect *d, uint32_t cp)
+{
+    static const char pairs[][2] = {{'s', 's'}, {'f', 'f'}, {'f', 'i'}, {'f', 'l'}, {'s', 't'}};
+    if (!d->caseless)
+        return 0;
+    if (cp >= 0x80)
+        return refuse(d, "a character past ASCII inside (?i)");
+    char letter = (char)(cp >= 'A' && cp <= 'Z' ? cp - 'A' + 'a' : cp);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        if (d->last == pairs[i][0] && letter == pairs[i][1])
+            return refuse(d, "that pair of letters inside (?i)");
+    }
+    d->last = letter;
+    return 0;
 }
 
 /* Hexadecimal digits from d->at on, at least low and at most high of them; -1. */
@@ -160,9 +182,8 @@ take_property(struct dialect *d, bool negated)
     bool category = major && (length == 1 || strchr(minors[major - majors], name[1]));
     if (!category && length <= 2)
         return refuse(d, "that property");
-    /* PCRE2 widens the cased letters under (?i), and from which version on differs. */
-    if (category && d->caseless && length == 2 && name[0] == 'L' && strchr("ult", name[1]))
-        return refuse(d, "a property of case inside (?i)");
+    if (d->caseless)
+        return refuse(d, "a property inside (?i)");
     buf_printf(d->out, "\\%c{%s%s}", negated ? 'P' : 'p', category ? "" : "sc:", name);
     return 0;
 }
@@ -177,7 +198,7 @@ put_class(struct dialect *d, char letter, bool in_set)
     } classes[] = {
         {'s', SPACE_SET, "[" SPACE_SET "]"}, {'S', NON_SPACE_SET, "[^" SPACE_SET "]"},
         {'d', "\\p{Nd}", "\\p{Nd}"},         {'D', "\\P{Nd}", "\\P{Nd}"},
-        {'w', WORD_SET, "[" WORD_SET "]"},   {'W', NULL, "[^" WORD_SET "]"},
+        {'w', WORD_SET, "[" WORD_ALONE "]"}, {'W', NULL, "[^" WORD_ALONE "]"},
     };
     for (size_t i = 0; i < sizeof classes / sizeof *classes; i++) {
         const char *text = in_set ? classes[i].in_set : classes[i].alone;
@@ -214,6 +235,8 @@ take_escape(struct dialect *d, bool in_set, uint32_t *ret_cp)
         return take_property(d, letter == 'P');
     }
     if ((letter >= 'a' && letter <= 'z') || (letter >= 'A' && letter <= 'Z')) {
+        if (d->caseless && (letter == 'w' || letter == 'W' || letter == 'S' || letter == 'D'))
+            return refuse(d, "a wide class inside (?i)");
         if (!put_class(d, letter, in_set)) {
             char what[4] = {'\\', letter, '\0'};
             return refuse(d, what);
@@ -235,6 +258,8 @@ take_set(struct dialect *d)
     buf_text(d->out, "[");
     d->at++;
     if (peek(d, 0) == '^') {
+        if (d->caseless)
+            return refuse(d, "a negated set inside (?i)");
         buf_text(d->out, "^");
         d->at++;
     }
@@ -271,6 +296,10 @@ take_set(struct dialect *d)
         }
         if (in_range && (r == 0 || cp < low))
             return refuse(d, "a range that ends so");
+        d->last = '\0';
+        if (r == 1 && check_caseless(d, cp) < 0)
+            return -ENOTSUP;
+        d->last = '\0';
         if (r == 1)
             put_literal(d, cp);
         range_may_follow = r == 1 && !in_range;
@@ -324,6 +353,7 @@ end_group(struct dialect *d)
     buf_text(d->out, ")");
     d->at++;
     d->caseless = group.caseless;
+    d->last = '\0';
     d->has_atom = !group.looks;
     d->atom_start = group.start;
     return 0;
@@ -417,13 +447,15 @@ take_atom(struct dialect *d)
             return 0;
         }
         int r = take_escape(d, false, &cp);
-        if (r == 1)
-            put_literal(d, cp);
-        return r < 0 ? r : 0;
+        if (r <= 0) {
+            d->last = '\0';
+            return r;
+        }
+    } else {
+        d->at += (size_t)utf8_next(d->pattern + d->at, d->size_bytes - d->at, &cp);
     }
-    d->at += (size_t)utf8_next(d->pattern + d->at, d->size_bytes - d->at, &cp);
     put_literal(d, cp);
-    return 0;
+    return check_caseless(d, cp);
 }
 
 static int
@@ -431,6 +463,8 @@ take_one(struct dialect *d)
 {
     char c = peek(d, 0);
     int r;
+    if (c && strchr("[()*+?{|^$.", c))
+        d->last = '\0';
     switch (c) {
     case '[':
         return take_set(d);

@@ -9,6 +9,7 @@
  *   \v \h \u     a vertical tab; a hexadecimal digit (refused); \uHHHH a character.
  *   \p{Han}      Oniguruma: the Script property. PCRE2: Script_Extensions unless told.
  *   ^ $          Oniguruma: at every line. Compile with PCRE2_MULTILINE and LF as the newline.
+ *   (?i:...)     Oniguruma also folds one character to several: only ASCII that cannot is allowed.
  *   [a[b]] &&    sets of sets: refused.
  * Thread: none; pure functions. */
 #ifndef MODEL_REGEX_DIALECT_H

@@ -238,7 +238,7 @@ parse_one(struct text_normalizer *n, struct json_span json, int depth, struct er
         return r;
     if (json_span_is(type, "Sequence")) {
         struct json_span members = json_span_member(json, "normalizers");
-        r = json_check_members(json, "normalizer Sequence", sequence, err);
+        r = json_check_members(json, "normalizer Sequence", sequence, NULL, err);
         if (r == 0)
             r = json_check_kind(members, JSON_ARRAY, "normalizer Sequence: \"normalizers\"", err);
         if (r == 0 && depth == 0)
@@ -255,7 +255,7 @@ parse_one(struct text_normalizer *n, struct json_span json, int depth, struct er
             return err_set(err, ENOTSUP, "normalizer: more than %d forms are not supported",
                            TEXT_NORMALIZER_MAX_FORMS);
         n->form[n->n_forms++] = (enum text_form)i;
-        return json_check_members(json, "normalizer", alone, err);
+        return json_check_members(json, "normalizer", alone, NULL, err);
     }
     return json_check_refuse(type, "normalizer", err);
 }

@@ -44,18 +44,20 @@ token_table_bytes(const struct token_table *table, int id, size_t *ret_size_byte
 }
 
 /* The slot that holds these bytes, or the free one where they belong. */
-static uint32_t
-table_slot(const struct token_table *table, const char *bytes, size_t size_bytes, bool raw)
+static struct token_slot *
+table_slot(const struct token_table *table, const char *bytes, size_t size_bytes, bool raw,
+           uint64_t hash)
 {
-    uint32_t at = (uint32_t)bytes_hash(bytes, size_bytes, raw) & table->slot_mask;
-    while (table->slot[at] >= 0) {
-        const struct token_entry *entry = &table->entry[table->slot[at]];
+    uint32_t at = (uint32_t)hash & table->slot_mask, tag = (uint32_t)(hash >> 32);
+    for (; table->slot[at].id >= 0; at = (at + 1) & table->slot_mask) {
+        if (table->slot[at].tag != tag)
+            continue;
+        const struct token_entry *entry = &table->entry[table->slot[at].id];
         if (entry->size_bytes == size_bytes && !!(entry->flags & TOKEN_RAW) == raw &&
             memcmp(table->pool + entry->offset, bytes, size_bytes) == 0)
             break;
-        at = (at + 1) & table->slot_mask;
     }
-    return at;
+    return &table->slot[at];
 }
 
 int
@@ -64,7 +66,7 @@ token_table_find_bytes(const struct token_table *table, const char *bytes, size_
 {
     if (!table->slot || size_bytes > TOKEN_MAX_BYTES)
         return -1;
-    return table->slot[table_slot(table, bytes, size_bytes, raw)];
+    return table_slot(table, bytes, size_bytes, raw, bytes_hash(bytes, size_bytes, raw))->id;
 }
 
 int
@@ -89,7 +91,7 @@ static int
 table_grow_slots(struct token_table *table)
 {
     uint32_t slots = table->slot ? (table->slot_mask + 1) * 2 : FIRST_SLOTS;
-    int32_t *slot = malloc(slots * sizeof *slot);
+    struct token_slot *slot = malloc(slots * sizeof *slot);
     if (!slot)
         return -ENOMEM;
     memset(slot, 0xFF, slots * sizeof *slot);
@@ -99,8 +101,12 @@ table_grow_slots(struct token_table *table)
     for (int id = 0; id < table->size; id++) {
         size_t size_bytes;
         const char *bytes = token_table_bytes(table, id, &size_bytes);
-        if (bytes)
-            slot[table_slot(table, bytes, size_bytes, table->entry[id].flags & TOKEN_RAW)] = id;
+        if (bytes) {
+            bool raw = table->entry[id].flags & TOKEN_RAW;
+            uint64_t hash = bytes_hash(bytes, size_bytes, raw);
+            *table_slot(table, bytes, size_bytes, raw, hash) =
+                (struct token_slot){id, (uint32_t)(hash >> 32)};
+        }
     }
     return 0;
 }
@@ -175,19 +181,20 @@ token_table_add(struct token_table *table, int64_t id, const char *text, size_t 
         memcpy(bytes, text, size_bytes);
         n = (int64_t)size_bytes;
     }
-    uint32_t at = table_slot(table, bytes, (size_t)n, raw);
-    if (table->slot[at] >= 0 && table->slot[at] != id)
+    uint64_t hash = bytes_hash(bytes, (size_t)n, raw);
+    struct token_slot *slot = table_slot(table, bytes, (size_t)n, raw, hash);
+    if (slot->id >= 0 && slot->id != id)
         return err_set(err, EBADMSG, "token \"%.*s\" has two ids, %d and %lld", shown, text,
-                       table->slot[at], (long long)id);
+                       slot->id, (long long)id);
     struct token_entry *entry = &table->entry[id];
-    if (table->slot[at] < 0) {
+    if (slot->id < 0) {
         if (entry->flags & TOKEN_PRESENT)
             return err_set(err, EBADMSG, "id %lld has two tokens, \"%.*s\" is the second",
                            (long long)id, shown, text);
         *entry = (struct token_entry){(uint32_t)table->pool_bytes, (uint16_t)n, TOKEN_PRESENT};
         if (raw)
             entry->flags |= TOKEN_RAW;
-        table->slot[at] = (int32_t)id;
+        *slot = (struct token_slot){(int32_t)id, (uint32_t)(hash >> 32)};
         table->pool_bytes += (size_t)n;
         table->count++;
         if (id >= table->size)

@@ -37,6 +37,12 @@ struct token_entry {
     uint8_t flags;
 };
 
+/* A slot tells most strings apart by itself: the bytes lie two cache misses further. */
+struct token_slot {
+    int32_t id; /* -1: free */
+    uint32_t tag;
+};
+
 struct token_table {
     struct token_entry *entry; /* [size], by id */
     int size;                  /* highest id + 1 */
@@ -44,8 +50,8 @@ struct token_table {
     int capacity;
     char *pool;
     size_t pool_bytes, pool_capacity_bytes;
-    size_t longest_bytes; /* of the tokens BPE may give out */
-    int32_t *slot;        /* open addressing, -1: free */
+    size_t longest_bytes;    /* of the tokens BPE may give out */
+    struct token_slot *slot; /* open addressing */
     uint32_t slot_mask;
     /* [size] 1: BPE of this token's bytes is this token alone, so the merges need not be run again.
      * Relaxed: a mark says what any thread would find out by itself. Pairs with itself. */

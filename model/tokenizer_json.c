@@ -178,37 +178,60 @@ read_merges(struct tokenizer *tokenizer, struct json_span merges, struct err *er
     return r;
 }
 
+/* The members of "model", in the order of model_names. */
+enum {
+    MODEL_TYPE,
+    MODEL_DROPOUT,
+    MODEL_UNK_TOKEN,
+    MODEL_PREFIX,
+    MODEL_SUFFIX,
+    MODEL_FUSE_UNK,
+    MODEL_BYTE_FALLBACK,
+    MODEL_IGNORE_MERGES,
+    MODEL_VOCAB,
+    MODEL_MERGES,
+    MODEL_MEMBERS,
+};
+static const char *const model_names[MODEL_MEMBERS + 1] = {
+    [MODEL_TYPE] = "type",
+    [MODEL_DROPOUT] = "dropout",
+    [MODEL_UNK_TOKEN] = "unk_token",
+    [MODEL_PREFIX] = "continuing_subword_prefix",
+    [MODEL_SUFFIX] = "end_of_word_suffix",
+    [MODEL_FUSE_UNK] = "fuse_unk",
+    [MODEL_BYTE_FALLBACK] = "byte_fallback",
+    [MODEL_IGNORE_MERGES] = "ignore_merges",
+    [MODEL_VOCAB] = "vocab",
+    [MODEL_MERGES] = "merges",
+};
+
+static bool
+is_absent(struct json_span span)
+{
+    return json_span_kind(span) == JSON_NONE || json_span_kind(span) == JSON_NIL;
+}
+
 /* Settings of BPE that would change what comes out, and are refused unless they change nothing. */
 static int
-check_model_settings(struct tokenizer *tokenizer, struct json_span model, struct err *err)
+check_model_settings(const struct json_span *member, struct err *err)
 {
-    static const char *const off[] = {"fuse_unk", "byte_fallback"};
-    static const char *const empty[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    struct json_span dropout = json_span_member(model, "dropout");
-    for (int i = 0; i < 2; i++) {
-        bool on = false;
-        int r = json_check_bool(model, "model", off[i], false, &on, err);
-        if (r < 0)
-            return r;
-        if (on)
-            return err_set(err, ENOTSUP, "model: \"%s\" is not supported", off[i]);
-        struct json_span affix = json_span_member(model, empty[i]);
-        enum json_kind kind = json_span_kind(affix);
-        if (kind != JSON_NONE && kind != JSON_NIL && !json_span_is(affix, ""))
-            return err_set(err, ENOTSUP, "model: \"%s\" is not supported", empty[i]);
+    for (int i = MODEL_TYPE; i < MODEL_IGNORE_MERGES; i++) {
+        bool on = true;
+        if (i == MODEL_TYPE || i == MODEL_UNK_TOKEN || is_absent(member[i]) ||
+            (json_span_bool(member[i], &on) && !on) ||
+            ((i == MODEL_PREFIX || i == MODEL_SUFFIX) && json_span_is(member[i], "")))
+            continue;
+        return err_set(err, ENOTSUP, "model: \"%s\": %.*s is not supported", model_names[i],
+                       shown(member[i]), member[i].text);
     }
-    if (json_span_kind(dropout) != JSON_NONE && json_span_kind(dropout) != JSON_NIL)
-        return err_set(err, ENOTSUP, "model: \"dropout\" is not supported");
-    return json_check_bool(model, "model", "ignore_merges", false, &tokenizer->bpe.ignore_merges,
-                           err);
+    return 0;
 }
 
 /* With a token for every byte nothing is ever unknown, and an unk_token does nothing. */
 static int
-check_unk_token(const struct tokenizer *tokenizer, struct json_span model, struct err *err)
+check_unk_token(const struct tokenizer *tokenizer, struct json_span unk_token, struct err *err)
 {
-    enum json_kind kind = json_span_kind(json_span_member(model, "unk_token"));
-    if (kind == JSON_NONE || kind == JSON_NIL)
+    if (is_absent(unk_token))
         return 0;
     for (int byte = 0; byte < 256; byte++) {
         if (tokenizer->bpe.byte_id[byte] < 0)
@@ -222,33 +245,26 @@ check_unk_token(const struct tokenizer *tokenizer, struct json_span model, struc
 static int
 read_model(struct tokenizer *tokenizer, struct json_span model, int64_t limit, struct err *err)
 {
-    static const char *const names[] = {"type",
-                                        "dropout",
-                                        "unk_token",
-                                        "continuing_subword_prefix",
-                                        "end_of_word_suffix",
-                                        "fuse_unk",
-                                        "byte_fallback",
-                                        "ignore_merges",
-                                        "vocab",
-                                        "merges",
-                                        NULL};
-    struct json_span type = json_span_member(model, "type");
+    struct json_span member[MODEL_MEMBERS];
     int r = json_check_kind(model, JSON_OBJECT, "\"model\"", err);
+    if (r == 0)
+        r = json_check_members(model, "model", model_names, member, err);
     /* Files of the first years leave the type out. */
-    if (r == 0 && type.text && !json_span_is(type, "BPE"))
-        r = json_check_refuse(type, "model", err);
+    if (r == 0 && member[MODEL_TYPE].text && !json_span_is(member[MODEL_TYPE], "BPE"))
+        r = json_check_refuse(member[MODEL_TYPE], "model", err);
     if (r == 0)
-        r = json_check_members(model, "model", names, err);
+        r = check_model_settings(member, err);
+    if (r == 0 && !is_absent(member[MODEL_IGNORE_MERGES]) &&
+        !json_span_bool(member[MODEL_IGNORE_MERGES], &tokenizer->bpe.ignore_merges))
+        r = json_check_kind(member[MODEL_IGNORE_MERGES], JSON_BOOL, "model: \"ignore_merges\"",
+                            err);
     if (r == 0)
-        r = check_model_settings(tokenizer, model, err);
+        r = read_vocab(tokenizer, member[MODEL_VOCAB], limit, err);
     if (r == 0)
-        r = read_vocab(tokenizer, json_span_member(model, "vocab"), limit, err);
-    if (r == 0)
-        r = read_merges(tokenizer, json_span_member(model, "merges"), err);
+        r = read_merges(tokenizer, member[MODEL_MERGES], err);
     if (r == 0) {
         bpe_bytes(&tokenizer->bpe, &tokenizer->table);
-        r = check_unk_token(tokenizer, model, err);
+        r = check_unk_token(tokenizer, member[MODEL_UNK_TOKEN], err);
     }
     return r;
 }
@@ -327,8 +343,7 @@ static int
 read_post_processor(struct tokenizer *tokenizer, struct json_span post, int depth, struct err *err)
 {
     struct json_span type, key, value;
-    enum json_kind kind = json_span_kind(post);
-    if (kind == JSON_NONE || kind == JSON_NIL)
+    if (is_absent(post))
         return 0;
     int r = json_check_type(post, "post_processor", &type, err);
     if (r < 0)
@@ -354,29 +369,31 @@ int
 tokenizer_json_read(struct tokenizer *tokenizer, const char *json, size_t size_bytes, int vocab,
                     struct err *err)
 {
-    static const char *const names[] = {
+    enum { VERSION, TRUNCATION, PADDING, ADDED, NORMALIZER, PRE, POST, DECODER, MODEL, MEMBERS };
+    static const char *const names[MEMBERS + 1] = {
         "version",       "truncation",     "padding", "added_tokens", "normalizer",
         "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
-    struct json_span root;
+    struct json_span root, member[MEMBERS];
     int r = json_span_open(&root, json, size_bytes, err);
     if (r == 0)
         r = json_check_kind(root, JSON_OBJECT, "the file", err);
     if (r == 0)
-        r = json_check_members(root, "the file", names, err);
+        r = json_check_members(root, "the file", names, member, err);
+    if (r == 0 && member[VERSION].text && !json_span_is(member[VERSION], "1.0"))
+        r = err_set(err, ENOTSUP, "version %.*s is not supported", shown(member[VERSION]),
+                    member[VERSION].text);
     if (r == 0)
-        r = text_normalizer_parse(&tokenizer->normalizer, json_span_member(root, "normalizer"),
-                                  err);
+        r = text_normalizer_parse(&tokenizer->normalizer, member[NORMALIZER], err);
     if (r == 0)
-        r = pretokenizer_parse(&tokenizer->pretokenizer, json_span_member(root, "pre_tokenizer"),
-                               err);
+        r = pretokenizer_parse(&tokenizer->pretokenizer, member[PRE], err);
     if (r == 0)
-        r = read_decoder(json_span_member(root, "decoder"), 4, err);
+        r = read_decoder(member[DECODER], 4, err);
     if (r == 0)
-        r = read_model(tokenizer, json_span_member(root, "model"), vocab, err);
+        r = read_model(tokenizer, member[MODEL], vocab, err);
     if (r == 0)
-        r = added_tokens_parse(&tokenizer->added, json_span_member(root, "added_tokens"),
-                               &tokenizer->normalizer, &tokenizer->table, vocab, err);
+        r = added_tokens_parse(&tokenizer->added, member[ADDED], &tokenizer->normalizer,
+                               &tokenizer->table, vocab, err);
     if (r == 0)
-        r = read_post_processor(tokenizer, json_span_member(root, "post_processor"), 4, err);
+        r = read_post_processor(tokenizer, member[POST], 4, err);
     return r < 0 ? r : token_table_freeze(&tokenizer->table, err);
 }
