@@ -72,7 +72,7 @@ void http_write_head(struct buf *out, const struct http_response_head *head);
 void http_write_chunk(struct buf *out, const char *data, size_t size); /* size > 0 */
 void http_write_last_chunk(struct buf *out);
 extern const char http_continue[]; /* the interim answer to HTTP_CONTINUE */
-/* Headers of a CORS preflight answer, CRLF-terminated lines. */
+/* Headers of a CORS preflight answer, allow-origin included: CRLF-terminated lines. */
 extern const char http_cors_preflight_headers[];
 
 #endif

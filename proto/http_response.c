@@ -9,6 +9,7 @@ const char http_continue[] = "HTTP/1.1 100 Continue\r\n\r\n";
 
 /* Names are listed one by one: "*" does not cover Authorization, and has no prefix form. */
 const char http_cors_preflight_headers[] =
+    "access-control-allow-origin: *\r\n"
     "access-control-allow-methods: GET, HEAD, POST, OPTIONS\r\n"
     "access-control-allow-headers: authorization, content-type, accept, user-agent, x-request-id, "
     "x-client-request-id, idempotency-key, openai-organization, openai-project, openai-beta, "

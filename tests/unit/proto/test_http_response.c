@@ -149,6 +149,7 @@ a_preflight_answer_allows_what_openais_libraries_send(void **state)
         if (!found || found > end || !strchr(",\r", found[strlen(item)]))
             fail_msg("%s is not allowed", names[i]);
     }
+    assert_non_null(strstr(http_cors_preflight_headers, "access-control-allow-origin: *\r\n"));
     assert_non_null(strstr(http_cors_preflight_headers, "access-control-allow-methods: GET"));
     assert_non_null(strstr(http_cors_preflight_headers, "access-control-max-age: "));
     assert_string_equal(http_cors_preflight_headers + strlen(http_cors_preflight_headers) - 2,
