@@ -66,6 +66,8 @@ put_row(struct cursor *c, int32_t token, int32_t position)
     c->b->token[c->n_rows] = token;
     c->b->position[c->n_rows] = position;
     c->b->row_seq[c->n_rows] = c->n_seqs - 1;
+    if (c->b->skip)
+        c->b->skip[c->n_rows] = (uint8_t)c->b->seq[c->n_seqs - 1].engram_off;
     c->n_rows++;
 }
 

@@ -87,6 +87,7 @@ resolve_step(struct resolver *r, struct step_buffer *b)
             .mix = b->mix[t],
             .address = b->address[t],
             .failed = b->failed[t],
+            .skip = b->skip,
             .ready = &b->ready[t],
             .ready_value = b->step,
             /* A later layer can wait longer; the unit only orders layers of a step. */

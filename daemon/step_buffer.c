@@ -35,7 +35,8 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
         size_t cells = rows * (size_t)orders(shape);
 
         b->ngram_ids = calloc(rows * (size_t)shape->engram.max_order, sizeof *b->ngram_ids);
-        ok = ok && b->ngram_ids;
+        b->skip = calloc(rows, 1);
+        ok = ok && b->ngram_ids && b->skip;
         for (int t = 0; t < shape->engram.n_layers; t++) {
             b->address[t] = ops->alloc_shared(device, cells * sizeof *b->address[t]);
             b->mix[t] = calloc(cells, sizeof *b->mix[t]);
@@ -64,6 +65,7 @@ step_buffer_fini(struct step_buffer *b, struct device *device, const struct mode
     ops->free_shared(device, b->results, (size_t)b->max_outputs * sizeof *b->results);
     free(b->outputs);
     free(b->ngram_ids);
+    free(b->skip);
     for (int t = 0; t < shape->engram.n_layers; t++) {
         ops->free_shared(device, b->address[t], cells * sizeof *b->address[t]);
         free(b->mix[t]);

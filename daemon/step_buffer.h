@@ -22,6 +22,7 @@ struct step_buffer {
     /* Host memory. */
     struct forward_output *outputs;                /* [max_outputs] */
     int32_t *ngram_ids;                            /* [max_rows, max_order] compressed, newest first */
+    uint8_t *skip;                                 /* [max_rows] 1: the row takes no part in Engram */
     uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];        /* [max_rows, orders] */
     uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS];      /* [max_rows] */
     struct flag ready[SHAPE_MAX_ENGRAM_LAYERS];

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import queue
 import re
 import shutil
 import signal
@@ -27,13 +28,18 @@ class Manager:
         self.path = os.path.join(self.folder.name, "notify")
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.path)
-        self.socket.settimeout(10)
+        self.messages = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        while True:
+            self.messages.put(self.socket.recv(4096).decode())
 
     def receive(self, wanted):
         """Messages up to and including the first one that has the wanted line's beginning."""
         seen = []
         while True:
-            seen.append(self.socket.recv(4096).decode())
+            seen.append(self.messages.get(timeout=10))
             if any(line.startswith(wanted) for line in seen[-1].splitlines()):
                 return seen
 
@@ -58,9 +64,10 @@ def test_an_abstract_notify_socket_works_too():
     server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     server.bind("\0" + name)
     server.settimeout(10)
-    with Daemon(env={"NOTIFY_SOCKET": "@" + name}):
+    with Daemon(env={"NOTIFY_SOCKET": "@" + name}, ready=False) as daemon:
         while "READY=1" not in server.recv(4096).decode():
             pass
+        daemon.wait()
 
 
 def test_sigterm_drains_and_refuses_new_work():
