@@ -1,0 +1,539 @@
+/* The tiers against a naive model: random requests, plans, budgets, faults, failed allocations and
+ * aborted steps, with several steps in flight and reads that come back in any order. Every byte of
+ * every delivered bundle is compared with what the files hold at the time the step's gather would
+ * read it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/unit/tiering/cold_fixture.h"
+#include "tiering/tiers.h"
+
+enum { MAX_ROWS = 12, STEPS = 3, MAX_TABLES = 2, MAX_ORDERS = 2, HELD_MAX = 100000 };
+
+static uint64_t rng;
+
+static uint32_t
+draw(uint32_t below)
+{
+    return (uint32_t)(next_random(&rng) % below);
+}
+
+/* A cold store that gives reads back when and in the order the test says. */
+struct held_store {
+    struct cold_store base;
+    struct cold_read *held[HELD_MAX], *done[HELD_MAX];
+    int n_held, n_done;
+    uint32_t fail_percent;
+    uint64_t errors;
+};
+
+static void
+held_submit(struct cold_store *base, struct cold_read **reads, int n)
+{
+    struct held_store *store = (struct held_store *)base;
+    for (int i = 0; i < n; i++) {
+        ASSERT(store->n_held < HELD_MAX);
+        memset(reads[i]->dst, 0xEE, reads[i]->size_bytes); /* undefined until it is reaped */
+        store->held[store->n_held++] = reads[i];
+    }
+}
+static int
+held_reap(struct cold_store *base, struct cold_read **ret, int max)
+{
+    struct held_store *store = (struct held_store *)base;
+    int n = 0;
+    while (n < max && store->n_done)
+        ret[n++] = store->done[--store->n_done];
+    return n;
+}
+static void
+held_counters(const struct cold_store *base, struct cold_counters *ret)
+{
+    memset(ret, 0, sizeof *ret);
+}
+static struct cold_store *
+held_close(struct cold_store *base)
+{
+    return NULL;
+}
+static const struct cold_store_ops held_ops = {"held", held_submit, held_reap, held_counters,
+                                               held_close};
+
+static struct held_store *
+held(void)
+{
+    static struct held_store store;
+    return &store;
+}
+
+static void
+let_back(int n)
+{
+    struct held_store *store = held();
+    while (n-- > 0 && store->n_held) {
+        uint32_t i = draw((uint32_t)store->n_held);
+        struct cold_read *read = store->held[i];
+        store->held[i] = store->held[--store->n_held];
+        if (draw(1000) < store->fail_percent * 10) {
+            read->result = -EIO;
+            store->errors++;
+        } else {
+            uint8_t *dst = read->dst;
+            for (uint32_t k = 0; k < read->size_bytes; k++)
+                dst[k] = null_store_byte(read->file, read->offset_bytes + k);
+            read->result = 0;
+        }
+        store->done[store->n_done++] = read;
+    }
+}
+
+/* Memory that counts, sometimes fails, and spoils what is given back. */
+struct counted_memory {
+    uint64_t bytes;
+    uint32_t fail_percent;
+};
+
+static void *
+counted_alloc(void *arg, size_t size)
+{
+    struct counted_memory *memory = arg;
+    if (draw(100) < memory->fail_percent)
+        return NULL;
+    memory->bytes += size;
+    void *chunk = malloc(size);
+    ASSERT(chunk);
+    memset(chunk, 0xAA, size);
+    return chunk;
+}
+static void
+counted_free(void *arg, void *chunk, size_t size)
+{
+    struct counted_memory *memory = arg;
+    ASSERT(memory->bytes >= size);
+    memory->bytes -= size;
+    memset(chunk, 0xDD, size);
+    free(chunk);
+}
+
+struct run_step {
+    bool used, resolved;
+    uint64_t id;
+    int n_rows;
+    uint64_t mix[MAX_TABLES][MAX_ROWS * MAX_ORDERS];
+    struct bundle_address address[MAX_TABLES][MAX_ROWS * MAX_ORDERS];
+    uint8_t failed[MAX_TABLES][MAX_ROWS];
+    uint8_t skip[MAX_ROWS];
+    struct flag ready[MAX_TABLES];
+    bool abandoned;
+};
+
+struct world {
+    struct tiers_options options;
+    struct tiers *tiers;
+    struct counted_memory hbm, ram;
+    struct run_step step[STEPS];
+    uint64_t next_id, next_gather;     /* ids */
+    uint64_t hbm_ceiling, ram_ceiling; /* the larger of the old and the new budget */
+    uint64_t look_ups, delivered, promoted, failures, row_failures;
+    uint64_t known[300];
+    bool hot; /* half of all look-ups are for six N-grams */
+};
+
+static void
+shape_of(struct engram_shape *engram, int variant)
+{
+    *engram = (struct engram_shape){
+        .n_layers = MAX_TABLES,
+        .max_order = 3,
+        .heads = variant == 1 ? 1 : 4,
+        .head_dim = variant == 2 ? 200 : 16,
+        .table_dtype = variant == 2 ? DTYPE_BF16 : DTYPE_F8_E4M3,
+        .scale_group = variant == 2 ? 0 : 16,
+    };
+    for (int t = 0; t < MAX_TABLES; t++) {
+        int64_t prime[8] = {101, 103, 107, 109, 113, 127, 131, 137}, base = 0;
+        for (int o = 0; o < MAX_ORDERS; o++)
+            for (int j = 0; j < engram->heads; j++) {
+                engram->table[t].prime[o][j] = prime[o * 4 + j] + 2 * t;
+                engram->table[t].row_base[o][j] = base;
+                base += prime[o * 4 + j] + 2 * t;
+            }
+        engram->table[t].rows = base;
+    }
+}
+
+/* What the bundle must hold, from the definition alone. */
+static void
+expect_bundle(const struct world *w, int table, int order, uint64_t mix, const uint8_t *got)
+{
+    const struct engram_shape *engram = &w->options.engram;
+    const struct tier_table *place = &w->options.table[table];
+    int weight = engram_row_weight_bytes(engram), scale = engram_row_scale_bytes(engram);
+    const uint8_t *scales = got + engram->heads * weight;
+    for (int j = 0; j < engram->heads; j++) {
+        uint64_t row = (uint64_t)engram->table[table].row_base[order][j] +
+                       mix % (uint64_t)engram->table[table].prime[order][j];
+        for (int i = 0; i < weight; i++)
+            if (got[j * weight + i] !=
+                null_store_byte(place->weight_file,
+                                place->weight_offset_bytes + row * (uint64_t)weight + (uint64_t)i))
+                fail_msg("weight byte %d of head %d is wrong", i, j);
+        for (int i = 0; i < scale; i++)
+            if (scales[j * scale + i] !=
+                null_store_byte(place->scale_file,
+                                place->scale_offset_bytes + row * (uint64_t)scale + (uint64_t)i))
+                fail_msg("scale byte %d of head %d is wrong", i, j);
+    }
+}
+
+static uint64_t
+draw_mix(struct world *w)
+{
+    if (w->hot && draw(2))
+        return w->known[draw(6)];
+    if (draw(4) == 0)
+        return next_random(&rng);
+    uint32_t a = draw(300), b = draw(300);
+    return w->known[a < b ? a : b]; /* some more often than others */
+}
+
+static void
+check_stats(struct world *w)
+{
+    struct tiers_stats s;
+    tiers_stats(w->tiers, &s);
+    assert_true(s.tier[TIER_HBM].used_bytes <= w->hbm_ceiling); /* T6 */
+    assert_true(s.tier[TIER_RAM].used_bytes <= w->ram_ceiling);
+    assert_true(w->hbm.bytes <= s.tier[TIER_HBM].used_bytes);
+    assert_true(w->ram.bytes <= s.tier[TIER_RAM].used_bytes + s.staging_bytes);
+    if (s.tier[TIER_HBM].used_bytes <= s.tier[TIER_HBM].budget_bytes)
+        w->hbm_ceiling = s.tier[TIER_HBM].budget_bytes;
+    if (s.tier[TIER_RAM].used_bytes <= s.tier[TIER_RAM].budget_bytes)
+        w->ram_ceiling = s.tier[TIER_RAM].budget_bytes;
+    uint64_t hits[3] = {0}, misses[3] = {0}, used[3] = {0};
+    for (int tier = 0; tier < 3; tier++)
+        for (int t = 0; t < s.n_tables; t++)
+            for (int o = 0; o < s.n_orders; o++) {
+                hits[tier] += s.tier[tier].set[t][o].hits;
+                misses[tier] += s.tier[tier].set[t][o].misses;
+                used[tier] += s.tier[tier].set[t][o].used_bytes;
+            }
+    uint64_t waiting = 0;
+    for (int i = 0; i < STEPS; i++)
+        for (int t = 0; w->step[i].used && t < MAX_TABLES; t++)
+            if (flag_read(&w->step[i].ready[t]) < w->step[i].id)
+                waiting += (uint64_t)(w->step[i].n_rows * MAX_ORDERS);
+    assert_int_equal(hits[0] + misses[0], w->look_ups);
+    assert_int_equal(hits[1] + misses[1], misses[0]);
+    assert_true(hits[2] + misses[2] <= misses[1]);
+    assert_true(hits[2] + misses[2] + waiting >= misses[1]);
+    assert_true(used[0] <= s.tier[TIER_HBM].used_bytes);
+    assert_true(used[1] <= s.tier[TIER_RAM].used_bytes);
+}
+
+static void
+start_step(struct world *w)
+{
+    struct run_step *step = NULL;
+    for (int i = 0; i < STEPS; i++)
+        if (!w->step[i].used)
+            step = &w->step[i];
+    if (!step)
+        return;
+    memset(step, 0, sizeof *step);
+    step->used = true;
+    step->id = w->next_id++;
+    step->n_rows = (int)draw(MAX_ROWS + 1);
+    bool skips = draw(4) == 0;
+    for (int r = 0; r < step->n_rows; r++)
+        step->skip[r] = skips && draw(3) == 0;
+    for (int t = 0; t < MAX_TABLES; t++) {
+        for (int i = 0; i < step->n_rows * MAX_ORDERS; i++) {
+            step->mix[t][i] = draw_mix(w);
+            w->look_ups += !step->skip[i / MAX_ORDERS];
+        }
+        struct tiers_request request = {
+            .step = step->id,
+            .table = t,
+            .n_rows = step->n_rows,
+            .mix = step->mix[t],
+            .address = step->address[t],
+            .failed = step->failed[t],
+            .skip = skips ? step->skip : NULL,
+            .ready = &step->ready[t],
+            .ready_value = step->id,
+            .deadline_ns = step->id,
+        };
+        tiers_resolve(w->tiers, &request);
+        if (draw(3) == 0) { /* reads come back between the layers of a step */
+            let_back((int)draw(200));
+            (void)tiers_poll(w->tiers);
+        }
+    }
+}
+
+static bool
+is_ready(const struct world *w, struct run_step *step)
+{
+    for (int t = 0; t < MAX_TABLES; t++) {
+        assert_true(flag_read(&step->ready[t]) <= step->id);
+        if (flag_read(&step->ready[t]) < step->id)
+            return false;
+    }
+    return true;
+}
+
+/* T3: what the step is to fill is filled once and read by nobody in it. */
+static void
+check_promotions(const struct run_step *step)
+{
+    for (int i = 0; i < MAX_TABLES * step->n_rows * MAX_ORDERS; i++) {
+        int n = step->n_rows * MAX_ORDERS, t = i / n, cell = i % n;
+        if (!step->address[t][cell].promote)
+            continue;
+        for (int k = 0; k < MAX_TABLES * n; k++) {
+            int ot = k / n, other = k % n;
+            assert_ptr_not_equal(step->address[t][cell].promote, step->address[ot][other].source);
+            if (k == i || !step->address[ot][other].promote)
+                continue;
+            assert_ptr_not_equal(step->address[t][cell].promote, step->address[ot][other].promote);
+            assert_false(t == ot && cell % MAX_ORDERS == other % MAX_ORDERS &&
+                         step->mix[t][cell] == step->mix[ot][other]);
+        }
+    }
+}
+
+/* What the device does, cell by cell in any order, as blocks of a kernel would. */
+static void
+gather(struct world *w, struct run_step *step, bool complete)
+{
+    int bundle = engram_bundle_bytes(&w->options.engram);
+    check_promotions(step);
+    for (int t = 0; t < MAX_TABLES; t++) {
+        int n = step->n_rows * MAX_ORDERS, order[MAX_ROWS * MAX_ORDERS];
+        for (int i = 0; i < n; i++)
+            order[i] = i;
+        for (int i = n; i > 1; i--) {
+            int k = (int)draw((uint32_t)i), swap = order[i - 1];
+            order[i - 1] = order[k];
+            order[k] = swap;
+        }
+        for (int i = 0; i < n; i++) {
+            int cell = order[i], row = cell / MAX_ORDERS;
+            const struct bundle_address *at = &step->address[t][cell];
+            if (!at->source) {
+                assert_null(at->promote);
+                assert_true(step->skip[row] || step->failed[t][row]);
+                w->failures += !step->skip[row];
+                continue;
+            }
+            assert_false(step->skip[row]);
+            expect_bundle(w, t, cell % MAX_ORDERS, step->mix[t][cell], at->source);
+            w->delivered++;
+            if (at->promote && complete) {
+                memcpy(at->promote, at->source, (size_t)bundle);
+                w->promoted++;
+            } else if (at->promote && draw(2)) {
+                memset(at->promote, 0x55, (size_t)bundle / 2); /* cut short in the middle */
+            }
+        }
+        for (int r = 0; r < step->n_rows; r++) {
+            bool any = false;
+            for (int o = 0; o < MAX_ORDERS; o++)
+                any |= !step->address[t][r * MAX_ORDERS + o].source;
+            assert_int_equal(step->failed[t][r], any && !step->skip[r]);
+            w->row_failures += step->failed[t][r];
+        }
+    }
+}
+
+/* Runs the oldest step that was not run if its rows are there; or gives up waiting. */
+static void
+run_oldest(struct world *w)
+{
+    struct run_step *oldest = NULL;
+    for (int i = 0; i < STEPS; i++)
+        if (w->step[i].used && !w->step[i].abandoned && (!oldest || w->step[i].id < oldest->id))
+            oldest = &w->step[i];
+    if (!oldest)
+        return;
+    if (!is_ready(w, oldest)) {
+        oldest->abandoned = draw(20) == 0;
+    } else if (draw(8) == 0) {
+        gather(w, oldest, false);
+        tiers_step_abort(w->tiers, oldest->id);
+        oldest->used = false;
+    } else {
+        gather(w, oldest, true);
+        tiers_step_done(w->tiers, oldest->id);
+        oldest->used = false;
+    }
+}
+
+static void
+sweep_abandoned(struct world *w)
+{
+    for (int i = 0; i < STEPS; i++)
+        if (w->step[i].used && w->step[i].abandoned && is_ready(w, &w->step[i])) {
+            tiers_step_abort(w->tiers, w->step[i].id);
+            w->step[i].used = false;
+        }
+}
+
+static void
+plan(struct world *w)
+{
+    uint64_t mix[30];
+    for (int i = 0; i < 30; i++)
+        mix[i] = draw_mix(w);
+    int table = (int)draw(MAX_TABLES), order = 2 + (int)draw(MAX_ORDERS);
+    int started = tiers_prefetch(w->tiers, table, order, mix, 30, UINT64_MAX);
+    assert_true(started >= 0 && started <= 30);
+}
+
+static void
+resize(struct world *w)
+{
+    static const uint64_t size[] = {0,       4096,    20000,   65536,     100000,
+                                    1 << 18, 1 << 20, 3 << 20, 1ull << 40};
+    uint64_t hbm = size[draw(9)], ram = size[draw(9)];
+    tiers_resize(w->tiers, hbm, ram);
+    w->hbm_ceiling = w->hbm_ceiling > hbm ? w->hbm_ceiling : hbm;
+    w->ram_ceiling = w->ram_ceiling > ram ? w->ram_ceiling : ram;
+}
+
+static void
+settle(struct world *w)
+{
+    held()->fail_percent = 0;
+    for (int turn = 0; turn < 100; turn++) {
+        let_back(HELD_MAX);
+        (void)tiers_poll(w->tiers);
+        for (int i = 0; i < STEPS; i++) {
+            run_oldest(w);
+            sweep_abandoned(w);
+        }
+    }
+    for (int i = 0; i < STEPS; i++)
+        assert_false(w->step[i].used); /* T5: every flag was raised in the end */
+}
+
+static void
+run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild, bool hot)
+{
+    static struct world w;
+    memset(&w, 0, sizeof w);
+    memset(held(), 0, sizeof *held());
+    held()->base.ops = &held_ops;
+    rng = seed;
+    w.hot = hot;
+    w.next_id = 1 + draw(5);
+    shape_of(&w.options.engram, variant);
+    for (int t = 0; t < MAX_TABLES; t++)
+        w.options.table[t] = (struct tier_table){.weight_file = t,
+                                                 .scale_file = 5 + t,
+                                                 .weight_offset_bytes = 1000 + (uint64_t)t,
+                                                 .scale_offset_bytes = 77};
+    w.options.cold = &held()->base;
+    w.options.hbm_memory = (struct chunk_ops){counted_alloc, counted_free, &w.hbm};
+    w.options.ram_memory = (struct chunk_ops){counted_alloc, counted_free, &w.ram};
+    w.options.hbm_budget_bytes = w.hbm_ceiling = hbm;
+    w.options.ram_budget_bytes = w.ram_ceiling = ram;
+    w.options.max_step_rows = MAX_ROWS;
+    w.options.steps_in_flight = STEPS;
+    for (int i = 0; i < 300; i++)
+        w.known[i] = next_random(&rng);
+    struct err err = ERR_INIT;
+    assert_int_equal(tiers_new(&w.tiers, &w.options, &err), 0);
+    for (int turn = 0; turn < turns; turn++) {
+        uint32_t what = draw(100);
+        if (what < 30) {
+            start_step(&w);
+        } else if (what < 60) {
+            let_back((int)draw(600));
+            (void)tiers_poll(w.tiers);
+        } else if (what < 90) {
+            struct run_step *any = &w.step[draw(STEPS)];
+            if (any->used && draw(30) == 0)
+                any->abandoned = true; /* never run, whatever runs before and behind it */
+            run_oldest(&w);
+            sweep_abandoned(&w);
+        } else if (what < 95) {
+            plan(&w);
+        } else if (wild && what < 97) {
+            resize(&w);
+        } else if (wild && what == 97) {
+            held()->fail_percent = draw(2) ? 0 : draw(10);
+        } else if (wild && what == 98) {
+            w.hbm.fail_percent = draw(3) ? 0 : draw(101);
+            w.ram.fail_percent = draw(3) ? 0 : draw(101);
+        }
+        check_stats(&w);
+    }
+    settle(&w);
+    check_stats(&w);
+    struct tiers_stats s;
+    tiers_stats(w.tiers, &s);
+    assert_true(s.tier[TIER_HBM].used_bytes <= s.tier[TIER_HBM].budget_bytes);
+    assert_true(s.tier[TIER_RAM].used_bytes <= s.tier[TIER_RAM].budget_bytes);
+    assert_true(w.delivered > 0);
+    if (!wild) {
+        assert_int_equal(w.row_failures, 0);
+        if (hbm >= 65536 && ram >= 65536)
+            assert_true(w.promoted > 0);
+    }
+    if (draw(2)) { /* freeing with reads in flight is allowed */
+        held()->fail_percent = 0;
+        plan(&w);
+        let_back(HELD_MAX);
+    }
+    assert_null(tiers_free(w.tiers));
+    assert_int_equal(w.hbm.bytes, 0);
+    assert_int_equal(w.ram.bytes, 0);
+}
+
+static void
+every_bundle_is_right_whatever_the_budgets(void **state)
+{
+    static const uint64_t size[] = {0, 8192, 65536, 1 << 20, 1ull << 40};
+    for (int variant = 0; variant < 3; variant++)
+        for (int h = 0; h < 5; h++)
+            for (int r = 0; r < 5; r++)
+                run(variant, (uint64_t)(variant * 100 + h * 10 + r), 200, size[h], size[r], false,
+                    h == r);
+}
+
+static void
+an_hbm_of_a_few_slots_is_fought_over_without_mixing_bundles_up(void **state)
+{
+    for (int variant = 0; variant < 3; variant++)
+        for (uint64_t seed = 0; seed < 5; seed++)
+            run(variant, 500 + seed, 700, 8192, 1 << 20, false, true);
+}
+
+static void
+every_bundle_is_right_while_everything_changes_and_fails(void **state)
+{
+    const char *more = state ? (const char *)*state : NULL;
+    int seeds = more ? atoi(more) : 9;
+    for (int seed = 0; seed < seeds; seed++)
+        run(seed % 3, 1000 + (uint64_t)seed, 1500, 1 << 17, 1 << 18, true, false);
+}
+
+int
+main(int argc, char **argv)
+{
+    /* An argument is a number of seeds, for a longer look by hand. */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_bundle_is_right_whatever_the_budgets),
+        cmocka_unit_test(an_hbm_of_a_few_slots_is_fought_over_without_mixing_bundles_up),
+        cmocka_unit_test_prestate(every_bundle_is_right_while_everything_changes_and_fails,
+                                  argc > 1 ? argv[1] : NULL),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

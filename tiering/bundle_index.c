@@ -1,0 +1,242 @@
+/* bundle_index: see bundle_index.h. */
+#include "tiering/bundle_index.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+
+enum { SEGMENT_SHIFT = 8, SEGMENT_HEADS = 1 << SEGMENT_SHIFT };
+
+static uint32_t *
+head_at(const struct bundle_index *index, uint32_t bucket)
+{
+    return &index->segment[bucket >> SEGMENT_SHIFT][bucket & (SEGMENT_HEADS - 1)];
+}
+
+static uint32_t
+bucket_of(const struct bundle_index *index, uint32_t hash)
+{
+    uint32_t bucket = hash & (2 * index->low_mask + 1);
+    return bucket < index->buckets ? bucket : hash & index->low_mask;
+}
+
+static struct bundle_node *
+node_of(const struct bundle_index *index, uint32_t node)
+{
+    return node_at(index->space, node);
+}
+
+static uint32_t
+hash_of(const struct bundle_node *node)
+{
+    return bundle_hash(node->set, node->mix);
+}
+
+void
+bundle_index_init(struct bundle_index *index, const struct node_space *space)
+{
+    *index = (struct bundle_index){.space = space};
+}
+
+void
+bundle_index_free(struct bundle_index *index)
+{
+    for (uint32_t i = 0; i < index->n_segments; i++)
+        free(index->segment[i]);
+    free(index->segment);
+    *index = (struct bundle_index){0};
+}
+
+static uint32_t
+segments_for(uint32_t heads)
+{
+    return heads / SEGMENT_HEADS + (heads % SEGMENT_HEADS != 0);
+}
+
+static uint32_t
+directory_for(const struct bundle_index *index, uint32_t segments)
+{
+    uint32_t capacity = index->segment_capacity ? index->segment_capacity : 4;
+    while (capacity < segments)
+        capacity += capacity / 2 + 1;
+    return capacity;
+}
+
+uint64_t
+bundle_index_bytes_for(const struct bundle_index *index, uint32_t heads)
+{
+    uint32_t segments = segments_for(heads);
+    if (segments < index->n_segments)
+        segments = index->n_segments;
+    if (segments == 0)
+        return 0;
+    return (uint64_t)segments * SEGMENT_HEADS * sizeof(uint32_t) +
+           (uint64_t)directory_for(index, segments) * sizeof *index->segment;
+}
+
+uint64_t
+bundle_index_bytes(const struct bundle_index *index)
+{
+    return (uint64_t)index->n_segments * SEGMENT_HEADS * sizeof(uint32_t) +
+           (uint64_t)index->segment_capacity * sizeof *index->segment;
+}
+
+uint64_t
+bundle_index_bytes_trimmed(uint32_t heads)
+{
+    uint32_t segments = segments_for(heads);
+    return (uint64_t)segments * (SEGMENT_HEADS * sizeof(uint32_t) + sizeof(uint32_t *));
+}
+
+int
+bundle_index_reserve(struct bundle_index *index, uint32_t heads)
+{
+    uint32_t segments = segments_for(heads);
+    if (segments <= index->n_segments)
+        return 0;
+    uint32_t capacity = directory_for(index, segments);
+    if (capacity > index->segment_capacity) {
+        uint32_t **directory = reallocarray(index->segment, capacity, sizeof *directory);
+        if (!directory)
+            return -ENOMEM;
+        index->segment = directory;
+        index->segment_capacity = capacity;
+    }
+    while (index->n_segments < segments) {
+        uint32_t *segment = malloc(SEGMENT_HEADS * sizeof *segment);
+        if (!segment)
+            return -ENOMEM;
+        memset(segment, 0xff, SEGMENT_HEADS * sizeof *segment); /* NODE_NONE */
+        index->segment[index->n_segments++] = segment;
+    }
+    if (index->buckets == 0)
+        index->buckets = 1;
+    return 0;
+}
+
+/* Adds bucket number `buckets` and moves into it what belongs there from the one it splits. */
+static void
+split(struct bundle_index *index)
+{
+    uint32_t fresh = index->buckets, old = fresh & index->low_mask;
+    uint32_t *from = head_at(index, old), *to = head_at(index, fresh);
+    uint32_t wide_mask = 2 * index->low_mask + 1;
+    while (*from != NODE_NONE) {
+        struct bundle_node *node = node_of(index, *from);
+        if ((hash_of(node) & wide_mask) == fresh) {
+            uint32_t moved = *from;
+            *from = node->chain;
+            node->chain = NODE_NONE;
+            *to = moved;
+            to = &node->chain;
+        } else {
+            from = &node->chain;
+        }
+    }
+    index->buckets++;
+    if (index->buckets > wide_mask)
+        index->low_mask = wide_mask;
+}
+
+/* The reverse: the last bucket joins the one it was split from. */
+static void
+join(struct bundle_index *index)
+{
+    uint32_t last = index->buckets - 1;
+    if (last == index->low_mask && last > 0)
+        index->low_mask /= 2;
+    uint32_t *into = head_at(index, last & index->low_mask), *gone = head_at(index, last);
+    while (*into != NODE_NONE)
+        into = &node_of(index, *into)->chain;
+    *into = *gone;
+    *gone = NODE_NONE;
+    index->buckets--;
+}
+
+void
+bundle_index_trim(struct bundle_index *index, uint32_t heads)
+{
+    uint32_t segments = segments_for(heads);
+    if (index->count > 0 && segments == 0)
+        segments = 1;
+    if (segments >= index->n_segments)
+        return;
+    while (index->buckets > 1 && index->buckets > segments * SEGMENT_HEADS)
+        join(index);
+    while (index->n_segments > segments)
+        free(index->segment[--index->n_segments]);
+    if (segments == 0) {
+        free(index->segment);
+        index->segment = NULL;
+        index->segment_capacity = index->buckets = index->low_mask = 0;
+        return;
+    }
+    uint32_t capacity = segments;
+    uint32_t **directory = capacity < index->segment_capacity
+                               ? reallocarray(index->segment, capacity, sizeof *directory)
+                               : NULL;
+    if (directory) {
+        index->segment = directory;
+        index->segment_capacity = capacity;
+    }
+}
+
+uint32_t
+bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, uint64_t mix)
+{
+    if (index->count == 0)
+        return NODE_NONE;
+    uint32_t at = *head_at(index, bucket_of(index, hash));
+    while (at != NODE_NONE) {
+        const struct bundle_node *node = node_of(index, at);
+        if (node->mix == mix && node->set == set)
+            return at;
+        at = node->chain;
+    }
+    return NODE_NONE;
+}
+
+void
+bundle_index_insert(struct bundle_index *index, uint32_t at)
+{
+    ASSERT(index->buckets > 0);
+    struct bundle_node *node = node_of(index, at);
+    uint32_t *head = head_at(index, bucket_of(index, hash_of(node)));
+    node->chain = *head;
+    *head = at;
+    index->count++;
+    if (index->count > index->buckets && index->buckets < index->n_segments * SEGMENT_HEADS)
+        split(index);
+}
+
+void
+bundle_index_remove(struct bundle_index *index, uint32_t at)
+{
+    struct bundle_node *node = node_of(index, at);
+    uint32_t *link = head_at(index, bucket_of(index, hash_of(node)));
+    while (*link != at) {
+        ASSERT(*link != NODE_NONE); /* I1 */
+        link = &node_of(index, *link)->chain;
+    }
+    *link = node->chain;
+    index->count--;
+}
+
+void
+bundle_index_prefetch_head(const struct bundle_index *index, uint32_t hash)
+{
+    if (index->count)
+        __builtin_prefetch(head_at(index, bucket_of(index, hash)));
+}
+
+void
+bundle_index_prefetch_node(const struct bundle_index *index, uint32_t hash)
+{
+    if (index->count) {
+        uint32_t at = *head_at(index, bucket_of(index, hash));
+        if (at != NODE_NONE)
+            __builtin_prefetch(node_of(index, at));
+    }
+}

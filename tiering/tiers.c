@@ -1,0 +1,543 @@
+/* tiers: see tiers.h. */
+#include "tiering/tiers.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/check.h"
+#include "tiering/tiers_state.h"
+
+enum {
+    BATCH = 16,             /* look-ups whose cache misses overlap */
+    PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
+    PLANNED_SHARE =
+        8, /* one part in so many of the RAM store for bundles planned and not yet used */
+    PROMOTE_VISITS = 2, /* look-ups that found a bundle in RAM before it may displace one in HBM */
+    STEPS_MAX = 64,
+    DEMAND_MAX = 1 << 26,
+};
+
+static const struct bundle_address no_address = {NULL, NULL};
+
+static struct step_range
+running_steps(const struct tiers *tiers)
+{
+    return (struct step_range){(uint32_t)(tiers->done_step + 1),
+                               (uint32_t)(tiers->begun_step - tiers->done_step)};
+}
+
+static struct open_step *
+find_step(struct tiers *tiers, uint64_t step)
+{
+    for (int i = 0; i < tiers->options.steps_in_flight; i++)
+        if (tiers->open[i].open && tiers->open[i].step == step)
+            return &tiers->open[i];
+    return NULL;
+}
+
+/* Ends a step: its HBM slots become readable (T2), or free. */
+static void
+close_step(struct tiers *tiers, struct open_step *open, bool filled)
+{
+    uint32_t at = open->promoted;
+    while (at != NODE_NONE) {
+        uint32_t next = slot_store_slot(&tiers->hbm, at)->next;
+        if (filled)
+            slot_store_settle(&tiers->hbm, at, ARRIVAL_DEMAND);
+        else
+            slot_store_drop(&tiers->hbm, at);
+        at = next;
+    }
+    open->open = false;
+}
+
+static void
+begin_step(struct tiers *tiers, uint64_t step)
+{
+    if (!tiers->any_step) { /* 0 is no step: fetch.last_step says so */
+        ASSERT(step > 0);
+        tiers->any_step = true;
+        tiers->begun_step = tiers->done_step = step - 1;
+    }
+    ASSERT(step > tiers->done_step);
+    if (step > tiers->begun_step)
+        tiers->begun_step = step;
+    if (find_step(tiers, step))
+        return;
+    struct open_step *place = NULL;
+    for (int i = 0; i < tiers->options.steps_in_flight; i++) {
+        struct open_step *open = &tiers->open[i];
+        if (!open->open) {
+            place = open;
+            break;
+        }
+        /* Over, but never reported: what it promoted is not known to be there. */
+        if (open->step <= tiers->done_step && (!place || open->step < place->step))
+            place = open;
+    }
+    ASSERT(place); /* more steps in flight than tiers_new was told */
+    if (place->open)
+        close_step(tiers, place, false);
+    *place = (struct open_step){.open = true, .step = step, .promoted = NODE_NONE};
+}
+
+/* An HBM slot for the step to fill with a bundle that HBM does not have; NULL: none. With free room
+ * every bundle gets in; else only one that has been found in RAM before. T1, T3: only for the
+ * newest step. Its gather, which writes the slot, runs after those of all steps that may read what
+ * the slot holds now, but for its own look-ups, which `keep` names. */
+static void *
+promote(struct tiers *tiers, uint64_t step, uint8_t set, uint64_t mix, int visits)
+{
+    struct slot_store *hbm = &tiers->hbm;
+    if (step != tiers->begun_step || hbm->budget_bytes == 0 ||
+        (!slot_store_make_room(hbm) && visits < PROMOTE_VISITS))
+        return NULL;
+    struct open_step *open = find_step(tiers, step);
+    if (!open)
+        return NULL;
+    struct step_range keep = {(uint32_t)step, 1};
+    uint32_t at = slot_store_take(hbm, set, mix, keep, ARRIVAL_DEMAND, true);
+    if (at == NODE_NONE)
+        return NULL;
+    struct slot *slot = slot_store_slot(hbm, at);
+    slot->last_step = (uint32_t)step;
+    slot->next = open->promoted;
+    open->promoted = at;
+    tiers_count(&tiers->count[TIER_HBM][set].promotions, 1);
+    return slot_store_address(hbm, at);
+}
+
+static void
+fail_cell(struct tiers *tiers, const struct tiers_request *request, uint32_t cell, uint8_t set)
+{
+    request->address[cell] = no_address;
+    request->failed[cell / (uint32_t)tiers->n_orders] = 1;
+    tiers_count(&tiers->count[TIER_NVME][set].misses, 1);
+}
+
+/* Nobody has the bundle: a fetch of its own, to a RAM slot or through staging. NODE_NONE: no
+ * memory. */
+static uint32_t
+start_fetch(struct tiers *tiers, const struct tiers_request *request, uint8_t set, uint64_t mix)
+{
+    enum fetch_kind kind = FETCH_TO_RAM;
+    uint32_t slot =
+        slot_store_take(&tiers->ram, set, mix, running_steps(tiers), ARRIVAL_DEMAND, false);
+    void *dst;
+    if (slot != NODE_NONE) {
+        dst = slot_store_address(&tiers->ram, slot);
+    } else {
+        kind = FETCH_TO_STAGING;
+        slot = staging_take(&tiers->staging);
+        if (slot == NODE_NONE)
+            return NODE_NONE;
+        dst = staging_address(&tiers->staging, slot);
+    }
+    uint32_t fetch =
+        fetches_new(&tiers->fetches, set, mix, kind, slot, dst, request->deadline_ns, false);
+    ASSERT(fetch != NODE_NONE); /* there are as many as cells of all requests */
+    return fetch;
+}
+
+/* The look-up of one cell once HBM is known not to have it. True: it waits. */
+static bool
+look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, uint8_t set,
+           bool may_promote)
+{
+    const struct tiers_request *request = &tiers->requests[number].request;
+    uint64_t mix = request->mix[cell];
+    struct bundle_address *address = &request->address[cell];
+    uint32_t at = slot_store_find(&tiers->ram, hash, set, mix);
+    if (at != NODE_NONE) {
+        struct slot *slot = slot_store_slot(&tiers->ram, at);
+        tiers_count(&tiers->count[TIER_RAM][set].hits, 1);
+        tiers_count(&tiers->count[TIER_RAM][set].bytes, tiers->bundle_bytes);
+        if (tiers->ram.policy->ops->touch(tiers->ram.policy, slot))
+            tiers_count(&tiers->prefetch_used, 1);
+        slot->last_step = (uint32_t)request->step;
+        *address = (struct bundle_address){slot_store_address(&tiers->ram, at), NULL};
+        if (may_promote)
+            address->promote = promote(tiers, request->step, set, mix, slot->bundle.visits);
+        /* Once HBM answers for the bundle, its copy here is the next to go. */
+        if (address->promote)
+            slot->bundle.visits = 0;
+        return false;
+    }
+    tiers_count(&tiers->count[TIER_RAM][set].misses, 1);
+    at = bundle_index_find(&tiers->fetches.index, hash, set, mix);
+    if (at == NODE_NONE)
+        at = start_fetch(tiers, request, set, mix);
+    if (at == NODE_NONE) {
+        fail_cell(tiers, request, cell, set);
+        return false;
+    }
+    struct fetch *fetch = fetches_at(&tiers->fetches, at);
+    if (request->step > fetch->last_step)
+        fetch->last_step = request->step;
+    if (fetch->bundle.state == FETCH_STAGED) {
+        tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
+        *address = (struct bundle_address){fetch->dst, NULL};
+        if (may_promote)
+            address->promote = promote(tiers, request->step, set, mix, PROMOTE_VISITS);
+        return false;
+    }
+    if (fetch->bundle.queue) { /* planned */
+        fetches_demand(&tiers->fetches, at, request->deadline_ns);
+        tiers_count(&tiers->prefetch_late, 1);
+    }
+    *address = no_address;
+    fetches_wait(&tiers->fetches, at, number, cell);
+    return true;
+}
+
+static bool
+look_up(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, uint8_t set)
+{
+    const struct tiers_request *request = &tiers->requests[number].request;
+    uint32_t at = slot_store_find(&tiers->hbm, hash, set, request->mix[cell]);
+    if (at != NODE_NONE) {
+        struct slot *slot = slot_store_slot(&tiers->hbm, at);
+        if (slot->bundle.state == SLOT_RESIDENT) { /* T2 */
+            (void)tiers->hbm.policy->ops->touch(tiers->hbm.policy, slot);
+            slot->last_step = (uint32_t)request->step;
+            request->address[cell] =
+                (struct bundle_address){slot_store_address(&tiers->hbm, at), NULL};
+            tiers_count(&tiers->count[TIER_HBM][set].hits, 1);
+            tiers_count(&tiers->count[TIER_HBM][set].bytes, tiers->bundle_bytes);
+            return false;
+        }
+    }
+    tiers_count(&tiers->count[TIER_HBM][set].misses, 1);
+    return look_below(tiers, number, cell, hash, set, at == NODE_NONE);
+}
+
+static uint32_t
+take_request(struct tiers *tiers, const struct tiers_request *request)
+{
+    for (uint32_t i = 0; i < tiers->n_requests; i++) {
+        if (tiers->requests[i].pending == 0) {
+            tiers->requests[i] = (struct pending_request){.request = *request, .pending = 1};
+            return i;
+        }
+    }
+    ASSERT(!"more requests wait than steps_in_flight allows");
+    return NODE_NONE;
+}
+
+/* T5 */
+static void
+one_less_pending(struct pending_request *pending)
+{
+    ASSERT(pending->pending > 0);
+    if (--pending->pending == 0)
+        flag_raise(pending->request.ready, pending->request.ready_value);
+}
+
+void
+tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    ASSERT(request->table >= 0 && request->table < tiers->options.engram.n_layers);
+    ASSERT(request->n_rows >= 0 && request->n_rows <= tiers->options.max_step_rows);
+    begin_step(tiers, request->step);
+    uint32_t number = take_request(tiers, request); /* pending 1: ours, while cells are looked up */
+    struct pending_request *pending = &tiers->requests[number];
+    uint32_t n_orders = (uint32_t)tiers->n_orders, n_cells = (uint32_t)request->n_rows * n_orders;
+    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+    for (uint32_t begin = 0; begin < n_cells; begin += BATCH) {
+        uint32_t n = n_cells - begin < BATCH ? n_cells - begin : BATCH, hash[BATCH];
+        for (uint32_t i = 0; i < n; i++) {
+            uint8_t set = (uint8_t)(first_set + (begin + i) % n_orders);
+            hash[i] = bundle_hash(set, request->mix[begin + i]);
+            bundle_index_prefetch_head(&tiers->hbm.index, hash[i]);
+            bundle_index_prefetch_head(&tiers->ram.index, hash[i]);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            bundle_index_prefetch_node(&tiers->hbm.index, hash[i]);
+            bundle_index_prefetch_node(&tiers->ram.index, hash[i]);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t cell = begin + i;
+            if (request->skip && request->skip[cell / n_orders])
+                request->address[cell] = no_address;
+            else
+                pending->pending +=
+                    look_up(tiers, number, cell, hash[i], (uint8_t)(first_set + cell % n_orders));
+        }
+    }
+    fetches_issue(&tiers->fetches);
+    one_less_pending(pending);
+    (void)tiers_poll(tiers);
+}
+
+static void
+answer_waiters(struct tiers *tiers, uint32_t at, int result)
+{
+    struct fetch *fetch = fetches_at(&tiers->fetches, at);
+    uint8_t set = fetch->bundle.set;
+    uint32_t number, cell;
+    /* Not while another step fills an HBM slot with it already (T3). */
+    bool may_promote =
+        result >= 0 && slot_store_find(&tiers->hbm, bundle_hash(set, fetch->bundle.mix), set,
+                                       fetch->bundle.mix) == NODE_NONE;
+    while (fetches_next_waiter(&tiers->fetches, at, &number, &cell)) {
+        if (tiers->closing)
+            continue;
+        struct pending_request *pending = &tiers->requests[number];
+        const struct tiers_request *request = &pending->request;
+        if (result < 0) {
+            fail_cell(tiers, request, cell, set);
+        } else {
+            void *slot =
+                may_promote ? promote(tiers, request->step, set, fetch->bundle.mix, 0) : NULL;
+            may_promote = may_promote && !slot;
+            request->address[cell] = (struct bundle_address){fetch->dst, slot};
+            tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
+        }
+        one_less_pending(pending);
+    }
+}
+
+static void
+fetch_landed(void *arg, uint32_t at, int result)
+{
+    struct tiers *tiers = arg;
+    struct fetch *fetch = fetches_at(&tiers->fetches, at);
+    uint8_t set = fetch->bundle.set;
+    bool planned = fetch->bundle.queue, to_ram = fetch->bundle.visits == FETCH_TO_RAM;
+    if (result >= 0)
+        tiers_count(&tiers->count[TIER_NVME][set].bytes, tiers->bundle_bytes);
+    if (result >= 0 && to_ram) {
+        slot_store_settle(&tiers->ram, fetch->slot, planned ? ARRIVAL_PLANNED : ARRIVAL_DEMAND);
+        if (fetch->last_step)
+            slot_store_slot(&tiers->ram, fetch->slot)->last_step = (uint32_t)fetch->last_step;
+        tiers_count(&tiers->count[TIER_RAM][set].promotions, 1);
+    }
+    answer_waiters(tiers, at, result);
+    if (result < 0 && to_ram)
+        slot_store_drop(&tiers->ram, fetch->slot);
+    if (!to_ram && result >= 0 && fetch->last_step > tiers->done_step && !tiers->closing) {
+        fetches_stay(&tiers->fetches, at);
+        return;
+    }
+    if (!to_ram)
+        staging_give(&tiers->staging, fetch->slot);
+    fetches_release(&tiers->fetches, at);
+}
+
+int
+tiers_poll(struct tiers *tiers)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    int total = 0, n;
+    do {
+        n = fetches_reap(&tiers->fetches, fetch_landed, tiers);
+        total += n;
+        if (n > 0)
+            fetches_issue(&tiers->fetches);
+    } while (n > 0);
+    slot_store_tidy(&tiers->ram, running_steps(tiers));
+    return total;
+}
+
+/* The first step that still pins something: the oldest open one behind the last that was done. */
+static void
+release_pins(struct tiers *tiers)
+{
+    uint64_t over = tiers->begun_step;
+    for (int i = 0; i < tiers->options.steps_in_flight; i++) {
+        const struct open_step *open = &tiers->open[i];
+        if (open->open && open->step > tiers->done_step && open->step <= over)
+            over = open->step - 1;
+    }
+    tiers->done_step = over;
+}
+
+static void
+end_step(struct tiers *tiers, uint64_t step, bool filled)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    struct open_step *open = find_step(tiers, step);
+    if (open)
+        close_step(tiers, open, filled);
+    if (!tiers->any_step || step > tiers->begun_step)
+        tiers->begun_step = step;
+    tiers->any_step = true;
+    if (filled && step > tiers->done_step)
+        tiers->done_step = step;
+    release_pins(tiers);
+    for (uint32_t at = tiers->fetches.staged.count ? tiers->fetches.staged.first : NODE_NONE;
+         at != NODE_NONE;) {
+        const struct fetch *fetch = fetches_at(&tiers->fetches, at);
+        uint32_t next = fetch->next;
+        if (fetch->last_step <= tiers->done_step) {
+            staging_give(&tiers->staging, fetch->slot);
+            fetches_release(&tiers->fetches, at);
+        }
+        at = next;
+    }
+    slot_store_tidy(&tiers->hbm, running_steps(tiers));
+    slot_store_tidy(&tiers->ram, running_steps(tiers));
+}
+
+void
+tiers_step_done(struct tiers *tiers, uint64_t step)
+{
+    end_step(tiers, step, true);
+}
+
+void
+tiers_step_abort(struct tiers *tiers, uint64_t step)
+{
+    end_step(tiers, step, false);
+}
+
+int
+tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, int n,
+               uint64_t deadline_ns)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    ASSERT(table >= 0 && table < tiers->options.engram.n_layers);
+    ASSERT(order >= 2 && order <= tiers->options.engram.max_order);
+    uint8_t set = (uint8_t)(table * tiers->n_orders + order - 2);
+    struct slot_store *ram = &tiers->ram;
+    int started = 0;
+    for (int i = 0; i < n; i++) {
+        uint32_t hash = bundle_hash(set, mix[i]);
+        if (slot_store_find(&tiers->hbm, hash, set, mix[i]) != NODE_NONE ||
+            slot_store_find(ram, hash, set, mix[i]) != NODE_NONE ||
+            bundle_index_find(&tiers->fetches.index, hash, set, mix[i]) != NODE_NONE)
+            continue;
+        /* How many slots the store has or will have, roughly: it grows as it is used. */
+        uint64_t slots = ram->budget_bytes / (ram->slot_bytes + sizeof(struct slot) + 8);
+        uint32_t waiting = tiers->fetches.n_planned + ram->policy->ops->planned(ram->policy);
+        if (tiers->fetches.n_planned >= PLANNED_FETCHES || waiting >= slots / PLANNED_SHARE)
+            break;
+        uint32_t slot =
+            slot_store_take(ram, set, mix[i], running_steps(tiers), ARRIVAL_PLANNED, false);
+        if (slot == NODE_NONE)
+            break;
+        uint32_t fetch = fetches_new(&tiers->fetches, set, mix[i], FETCH_TO_RAM, slot,
+                                     slot_store_address(ram, slot), deadline_ns, true);
+        ASSERT(fetch != NODE_NONE);
+        started++;
+    }
+    tiers_count(&tiers->prefetched, (uint64_t)started);
+    fetches_issue(&tiers->fetches);
+    return started;
+}
+
+void
+tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    slot_store_resize(&tiers->hbm, hbm_budget_bytes, running_steps(tiers));
+    slot_store_resize(&tiers->ram, ram_budget_bytes, running_steps(tiers));
+}
+
+/* Sizes and offsets come from a checkpoint: nothing about them is believed. */
+static int
+check_options(const struct tiers_options *options, struct err *err)
+{
+    const struct engram_shape *engram = &options->engram;
+    if (engram->n_layers < 1 || engram->n_layers > SHAPE_MAX_ENGRAM_LAYERS ||
+        engram->max_order < 2 || engram->max_order > SHAPE_MAX_ORDER || engram->heads < 1 ||
+        engram->heads > SHAPE_MAX_HEADS_PER_NGRAM || engram->head_dim < 1 ||
+        engram->head_dim > COLD_READ_MAX || engram->scale_group < 0 ||
+        engram_row_weight_bytes(engram) > COLD_READ_MAX)
+        return err_set(err, EINVAL,
+                       "Engram of %d layers, order %d, %d heads of %d elements is out of range",
+                       engram->n_layers, engram->max_order, engram->heads, engram->head_dim);
+    if (options->max_step_rows < 1 || options->steps_in_flight < 1 ||
+        options->steps_in_flight > STEPS_MAX ||
+        (int64_t)options->max_step_rows * options->steps_in_flight * engram->n_layers *
+                (engram->max_order - 1) >
+            DEMAND_MAX)
+        return err_set(err, EINVAL, "%d steps of %d rows in flight are out of range",
+                       options->steps_in_flight, options->max_step_rows);
+    for (int t = 0; t < engram->n_layers; t++) {
+        const struct engram_table_shape *shape = &engram->table[t];
+        const struct tier_table *table = &options->table[t];
+        for (int o = 0; o < engram->max_order - 1; o++)
+            for (int j = 0; j < engram->heads; j++)
+                if (shape->prime[o][j] < 1 || shape->row_base[o][j] < 0 ||
+                    shape->row_base[o][j] > shape->rows - shape->prime[o][j])
+                    return err_set(err, EINVAL,
+                                   "table %d: rows of order %d, head %d lie outside its %lld rows",
+                                   t, o + 2, j, (long long)shape->rows);
+        uint64_t bytes, end;
+        if (table->weight_file < 0 || table->scale_file < 0 ||
+            __builtin_mul_overflow((uint64_t)shape->rows, (uint64_t)engram_row_weight_bytes(engram),
+                                   &bytes) ||
+            __builtin_add_overflow(bytes, table->weight_offset_bytes, &end) || end > INT64_MAX ||
+            __builtin_add_overflow(bytes, table->scale_offset_bytes, &end) || end > INT64_MAX)
+            return err_set(err, EINVAL, "table %d: its place in the files is out of range", t);
+    }
+    return 0;
+}
+
+int
+tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct err *err)
+{
+    int code = check_options(options, err);
+    if (code < 0)
+        return code;
+    struct tiers *tiers = calloc(1, sizeof *tiers);
+    if (!tiers)
+        return err_set(err, ENOMEM, "no memory for the tiers");
+    const struct engram_shape *engram = &tiers->options.engram;
+    tiers->options = *options;
+    tiers->n_orders = engram->max_order - 1;
+    tiers->n_sets = tiers->n_orders * engram->n_layers;
+    tiers->bundle_bytes = (uint32_t)engram_bundle_bytes(engram);
+    for (int t = 0; t < engram->n_layers; t++)
+        tiers->table_bytes +=
+            (uint64_t)engram->table[t].rows *
+            (uint64_t)(engram_row_weight_bytes(engram) + engram_row_scale_bytes(engram));
+    uint32_t demand = (uint32_t)(options->max_step_rows * options->steps_in_flight * tiers->n_sets);
+    tiers->n_requests = (uint32_t)(options->steps_in_flight * engram->n_layers);
+    tiers->requests = calloc(tiers->n_requests, sizeof *tiers->requests);
+    tiers->open = calloc((size_t)options->steps_in_flight, sizeof *tiers->open);
+    if (!tiers->requests || !tiers->open)
+        code = err_set(err, ENOMEM, "no memory for the tiers");
+    if (code == 0)
+        code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory,
+                               options->hbm_budget_bytes, err);
+    if (code == 0)
+        code = slot_store_init(&tiers->ram, tiers->bundle_bytes, &options->ram_memory,
+                               options->ram_budget_bytes, err);
+    if (code == 0)
+        code =
+            staging_init(&tiers->staging, tiers->ram.slot_bytes, demand, &options->ram_memory, err);
+    if (code == 0)
+        code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold, demand,
+                            PLANNED_FETCHES, err);
+    if (code < 0) {
+        (void)tiers_free(tiers);
+        return code;
+    }
+    *ret_tiers = tiers;
+    return 0;
+}
+
+struct tiers *
+tiers_free(struct tiers *tiers)
+{
+    if (!tiers)
+        return NULL;
+    tiers->closing = true;
+    while (tiers->fetches.n_reading > 0) {
+        struct timespec pause = {.tv_nsec = 100000};
+        if (fetches_reap(&tiers->fetches, fetch_landed, tiers) == 0)
+            (void)nanosleep(&pause, NULL);
+    }
+    fetches_free(&tiers->fetches);
+    staging_free(&tiers->staging);
+    slot_store_free(&tiers->ram);
+    slot_store_free(&tiers->hbm);
+    free(tiers->requests);
+    free(tiers->open);
+    free(tiers);
+    return NULL;
+}
