@@ -15,9 +15,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "http"))
-from daemon import BUILD, MODEL, ROOT, Daemon, Skip, run  # noqa: E402
-
-SANITIZED = b"__asan_init" in (BUILD / "engramd").read_bytes() or b"__tsan_init" in (BUILD / "engramd").read_bytes()
+from daemon import BUILD, MODEL, ROOT, SANITIZED, Daemon, Skip, run  # noqa: E402
 
 
 class Manager:
