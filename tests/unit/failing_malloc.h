@@ -19,6 +19,7 @@ char *__wrap_strdup(const char *text);
 
 static long failing_malloc_left = -1; /* allocations that still succeed; -1: all */
 static bool failing_malloc_failed;
+static bool failing_malloc_alone; /* the ones behind the one that fails succeed again */
 
 static bool
 failing_malloc_now(void)
@@ -29,8 +30,10 @@ failing_malloc_now(void)
         failing_malloc_left--;
         return false;
     }
+    if (failing_malloc_alone && failing_malloc_failed)
+        return false;
     failing_malloc_failed = true;
-    return true; /* this one and all that follow */
+    return true; /* this one and, unless alone, all that follow */
 }
 
 void *

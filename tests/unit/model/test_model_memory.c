@@ -8,49 +8,13 @@
 
 #include <cmocka.h>
 #include <errno.h>
-#include <limits.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "model/model_config.h"
 #include "model/tensor_plan.h"
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *old, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *old, size_t size);
-
-static long at = LONG_MAX, asked; /* the allocation that fails, and how many were asked for */
-static bool from_then_on;         /* and all behind it */
-
-static bool
-fails(void)
-{
-    long number = asked++;
-    return from_then_on ? number >= at : number == at;
-}
-
-void *
-__wrap_malloc(size_t size)
-{
-    return fails() ? NULL : __real_malloc(size);
-}
-
-void *
-__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-
-void *
-__wrap_realloc(void *old, size_t size)
-{
-    return fails() ? NULL : __real_realloc(old, size);
-}
+#include "tests/unit/failing_malloc.h"
 
 static int
 load(const char *folder, struct err *err)
@@ -72,28 +36,27 @@ load(const char *folder, struct err *err)
 static void
 fail_each(const char *folder)
 {
-    asked = 0;
-    at = LONG_MAX;
-    assert_int_equal(load(folder, NULL), 0);
-    long total = asked;
-    print_message("%s: %ld allocations\n", folder, total);
-    assert_true(total > 50);
-    for (long n = 0; n < total; n++) {
+    long n = 0;
+    for (;; n++) {
         struct err err = ERR_INIT;
-        asked = 0;
-        at = n;
+        failing_malloc_arm(n);
         int r = load(folder, &err);
-        at = LONG_MAX;
+        if (!failing_malloc_disarm()) {
+            assert_int_equal(r, 0);
+            break;
+        }
         assert_int_equal(err.code, r);
         if (r != -ENOMEM || !strstr(err.text, "memory"))
             fail_msg("allocation %ld: %d, %s", n, r, err.text);
     }
+    print_message("%s: %ld allocations\n", folder, n);
+    assert_true(n > 50);
 }
 
 static void
 all_allocations_from_the_nth_on_may_fail(void **state)
 {
-    from_then_on = true;
+    failing_malloc_alone = false;
     fail_each("tests/golden/engram_tiny");
     fail_each("tests/golden/qwen3_tiny"); /* sharded */
 }
@@ -101,7 +64,7 @@ all_allocations_from_the_nth_on_may_fail(void **state)
 static void
 the_nth_allocation_alone_may_fail(void **state)
 {
-    from_then_on = false;
+    failing_malloc_alone = true;
     fail_each("tests/golden/engram_tiny");
     fail_each("tests/golden/qwen3_tiny");
 }
