@@ -1,8 +1,8 @@
 /* checkpoint: the safetensors files of a model folder, single or sharded with an index.
  *
- * Opening reads and checks every header: offsets, dtypes, shapes, overlaps, holes, duplicate names, file
- * sizes. Nothing in a header is trusted. Files stay open (read-only) until checkpoint_close; nothing is
- * mapped. Thread: any for reading after open.                                                      */
+ * Opening reads and checks every header: offsets, dtypes, shapes, overlaps, holes, duplicate names,
+ * file sizes. Nothing in a header is trusted. Files stay open (read-only) until checkpoint_close;
+ * nothing is mapped. Thread: any for reading after open. */
 #ifndef MODEL_CHECKPOINT_H
 #define MODEL_CHECKPOINT_H
 
@@ -26,12 +26,14 @@ struct tensor {
 
 struct checkpoint;
 
-/* -EBADMSG: a file that lies or is truncated; -ENOENT ...: as open(2). err names file and tensor. */
+/* -EBADMSG: a file that lies or is truncated; -ENOENT ...: as open(2). err names file and tensor.
+ */
 int checkpoint_open(struct checkpoint **ret_checkpoint, const char *folder, struct err *err);
 struct checkpoint *checkpoint_close(struct checkpoint *checkpoint); /* accepts NULL, returns NULL */
 
 int checkpoint_n_tensors(const struct checkpoint *checkpoint);
-const struct tensor *checkpoint_tensor(const struct checkpoint *checkpoint, int i); /* sorted by name */
+const struct tensor *checkpoint_tensor(const struct checkpoint *checkpoint,
+                                       int i); /* sorted by name */
 const struct tensor *checkpoint_find(const struct checkpoint *checkpoint, const char *name);
 int checkpoint_n_files(const struct checkpoint *checkpoint);
 const char *checkpoint_file_path(const struct checkpoint *checkpoint, int file);

@@ -2,7 +2,7 @@
  *
  * Checks every tensor against the shape: a missing one, one of another shape or dtype, and one the
  * architecture does not expect are errors that name it. (Known harmless extras, such as
- * rotary_emb.inv_freq and a tied lm_head, are skipped.)                                            */
+ * rotary_emb.inv_freq and a tied lm_head, are skipped.) */
 #ifndef MODEL_TENSOR_PLAN_H
 #define MODEL_TENSOR_PLAN_H
 
