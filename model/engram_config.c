@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/check.h"
 #include "model/json_field.h"
 #include "model/ngram_hash.h"
 
@@ -138,13 +139,9 @@ derive(const json_t *object, struct engram_shape *engram, struct err *err)
         return err_set(err, EBADMSG,
                        "%svocab_size_per_ngram has %d elements, max_ngram_size asks for %d", where,
                        n, engram->max_order - 1);
+    /* The bounds above are within its own, so that there is nothing left it could refuse. */
     r = ngram_hash_derive(engram, (uint64_t)seed, size, err);
-    if (r == -EINVAL) {
-        (void)err_context(err, "config.json");
-        r = -EBADMSG;
-        if (err)
-            err->code = r;
-    }
+    ASSERT(r == 0);
     return r;
 }
 
