@@ -29,31 +29,52 @@ read_config(const char *model, struct model_config *config)
         fail_msg("%s", err.text);
 }
 
+/* Every tensor of the folder has a role in the model its config describes. */
+static void
+check_plan(const char *path, const struct model_config *config)
+{
+    struct checkpoint *checkpoint;
+    struct tensor_plan plan;
+    struct err err = ERR_INIT;
+    if (checkpoint_open(&checkpoint, path, &err) < 0 ||
+        tensor_plan_make(&plan, &config->shape, checkpoint, &err) < 0)
+        fail_msg("%s", err.text);
+    int tables = 0;
+    for (int t = 0; t < SHAPE_MAX_ENGRAM_LAYERS; t++)
+        tables += (plan.table[t] != NULL) + (plan.scale[t] != NULL);
+    assert_int_equal(plan.n_uses + tables, checkpoint_n_tensors(checkpoint));
+    tensor_plan_free(&plan);
+    (void)checkpoint_close(checkpoint);
+}
+
 static void
 every_golden_model_loads_completely(void **state)
 {
     for (int i = 0; i < N_MODELS; i++) {
         char path[200];
         struct model_config config;
-        struct checkpoint *checkpoint;
-        struct tensor_plan plan;
-        struct err err = ERR_INIT;
         (void)snprintf(path, sizeof path, GOLDEN "%s", models[i]);
         read_config(models[i], &config);
         assert_string_equal(config.unknown, "");
         assert_int_equal(config.shape.vocab, VOCAB);
         assert_in_range(config.n_eos, 1, 2);
         assert_int_equal(config.eos[0], 383);
-        if (checkpoint_open(&checkpoint, path, &err) < 0 ||
-            tensor_plan_make(&plan, &config.shape, checkpoint, &err) < 0)
-            fail_msg("%s", err.text);
-        int tables = 0;
-        for (int t = 0; t < SHAPE_MAX_ENGRAM_LAYERS; t++)
-            tables += (plan.table[t] != NULL) + (plan.scale[t] != NULL);
-        assert_int_equal(plan.n_uses + tables, checkpoint_n_tensors(checkpoint));
-        tensor_plan_free(&plan);
-        (void)checkpoint_close(checkpoint);
+        check_plan(path, &config);
     }
+}
+
+static void
+the_demo_model_loads_completely(void **state)
+{
+    struct model_config config;
+    struct err err = ERR_INIT;
+    if (access("models/demo/config.json", R_OK) != 0)
+        skip();
+    if (model_config_read(&config, "models/demo", &err) < 0)
+        fail_msg("%s", err.text);
+    assert_int_equal(config.shape.family, FAMILY_ENGRAM);
+    assert_string_equal(config.unknown, "");
+    check_plan("models/demo", &config);
 }
 
 static void
@@ -176,6 +197,7 @@ main(void)
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_golden_model_loads_completely),
+        cmocka_unit_test(the_demo_model_loads_completely),
         cmocka_unit_test(the_shapes_are_those_of_the_files),
         cmocka_unit_test_setup_teardown(hash_constants_and_rows_equal_the_reference, scratch_make,
                                         scratch_remove),
