@@ -294,7 +294,7 @@ read_body(int fd, const struct head *head, struct buf *in, uint64_t deadline_ns,
 static int
 read_answer(int fd, struct buf *in, uint64_t deadline_ns, struct buf *out, struct err *err)
 {
-    struct head head;
+    struct head head = {0};
     for (;;) {
         int r = parse_head(in->data, in->size_bytes, &head, err);
         if (r < 0)
