@@ -51,7 +51,7 @@ wide_sizes_of(const struct device *dev, const struct model_shape *s, int max_row
 static int
 logit_rows_of(const struct model_shape *s, const struct forward_limits *limits)
 {
-    size_t fit = LOGIT_BYTES / ((size_t)s->vocab * sizeof(float));
+    size_t fit = LOGIT_BYTES / ((size_t)(s->vocab > 0 ? s->vocab : 1) * sizeof(float));
     int rows = fit < LOGIT_ROWS ? (int)fit : LOGIT_ROWS;
 
     rows = rows < limits->max_outputs ? rows : limits->max_outputs;
@@ -78,7 +78,7 @@ forward_sizes(const struct device *device, const struct model_shape *shape,
         for (int role = 0; role < ROLE_COUNT; role++) {
             int n, m;
             if (forward_weight_shape(shape, role, layer, &n, &m))
-                sizes.weight_bytes += (uint64_t)n * (uint64_t)m * (n > 1 ? 2 : 4);
+                sizes.weight_bytes += (uint64_t)n * (uint64_t)m * (forward_is_matrix(role) ? 2 : 4);
         }
     sizes.kv_bytes =
         (uint64_t)limits->kv_pages * device->ops->kv_page_bytes(device, shape, limits->page_tokens);

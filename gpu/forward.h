@@ -44,7 +44,8 @@ struct forward_step {
     float *logits; /* NULL, or [n_outputs, vocab] on the host: raw logits, for tests */
 };
 
-/* Bytes of weights, KV, states and scratch this would take, before taking them. */
+/* Bytes of weights, KV, states and scratch this would take, before taking them. Weights as from a
+ * BF16 checkpoint; matrices in F32 or F16 take twice as much. */
 struct forward_sizes {
     uint64_t weight_bytes, kv_bytes, state_bytes, scratch_bytes;
 };

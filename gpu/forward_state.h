@@ -39,6 +39,8 @@ struct forward {
 /* Rows and columns of a weight of this shape (vectors: 1 row); false when the model has none. */
 bool forward_weight_shape(const struct model_shape *shape, enum tensor_role role, int layer,
                           int *ret_rows, int *ret_cols);
+/* True: kept as BF16 when it comes as BF16. The others are kept as F32. */
+bool forward_is_matrix(enum tensor_role role);
 /* The place of a weight in the forward pass. */
 struct weight *forward_weight(struct forward *forward, enum tensor_role role, int layer);
 /* Index into shape->engram.table of the table in front of this layer, or -1. */

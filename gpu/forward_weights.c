@@ -39,8 +39,8 @@ static const char *const role_name[ROLE_COUNT] = {
 
 /* The convolution is kept [kernel, hidden], the transpose of the checkpoint's: a tap multiplies a
  * vector of channels. */
-static bool
-is_matrix(enum tensor_role role)
+bool
+forward_is_matrix(enum tensor_role role)
 {
     switch (role) {
     case ROLE_EMBED:
@@ -214,7 +214,8 @@ load_staged(const struct forward *forward, char *dst, enum dtype from, enum dtyp
     return result < 0 ? result : 0;
 }
 
-/* [hidden, kernel] as read to [kernel, hidden] on the device. Small: kernel is 4. */
+/* [hidden, kernel] as read to [kernel, hidden] on the device: a tap multiplies a vector of
+ * channels. Small: kernel is 4. */
 static int
 load_transposed(const struct forward *forward, void *dst, enum dtype from, int rows, int cols,
                 forward_read_fn read, void *arg, struct err *err)
@@ -265,7 +266,7 @@ forward_load(struct forward *forward, enum tensor_role role, int layer, enum dty
     if (w->data)
         return err_set(err, EINVAL, "%s of layer %d is loaded already", role_name[role], layer);
     struct weight loaded = {NULL, DTYPE_F32, rows, cols};
-    if (is_matrix(role) && dtype == DTYPE_BF16)
+    if (forward_is_matrix(role) && dtype == DTYPE_BF16)
         loaded.dtype = DTYPE_BF16;
     if (role == ROLE_ENGRAM_CONV) {
         loaded.rows = cols;
