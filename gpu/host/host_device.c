@@ -160,8 +160,9 @@ host_device_open(struct device **ret_device, const struct host_device_options *o
     size_t scratch_bytes = (size_t)host->n_threads * sizeof *host->scratch;
     host->scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
     if (!host->scratch) {
+        result = err_set(err, ENOMEM, "no memory for the scratch of %d threads", host->n_threads);
         (void)host_close(&host->device);
-        return err_set(err, ENOMEM, "no memory for the scratch of %d threads", host->n_threads);
+        return result;
     }
     if (openblas_set_num_threads)
         openblas_set_num_threads(1);
