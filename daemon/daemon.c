@@ -50,6 +50,11 @@ load_main(void *arg)
                                   .heartbeat_ns = notify_watchdog_ns(d->notify) / 2,
                                   .arg = d};
 
+    sigset_t all;
+
+    /* Signals are the loop's; every thread made from here on inherits this. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL);
     thread_enter(THREAD_BACKGROUND);
     d->load_status = serving_load(&d->load_result, d->conf, d->metrics, &hooks, &d->load_err);
     uv_async_send(&d->loaded);
@@ -63,6 +68,24 @@ close_handle(uv_handle_t *handle)
         uv_close(handle, NULL);
 }
 
+/* An impatient third signal must not turn an orderly end into a kill: closing the handles would give the
+ * signals their default action back. The other threads have them blocked (load_main). */
+static void
+stop_signals(struct daemon *d)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    close_handle((uv_handle_t *)&d->sigterm);
+    close_handle((uv_handle_t *)&d->sigint);
+    close_handle((uv_handle_t *)&d->sighup);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 /* Closes every handle of the loop, so that uv_run returns once the last work is done. Two stay open while
  * others may still use them: `loaded` until the loader is done, engine_poll until the last job has ended. */
 static void
@@ -74,9 +97,7 @@ end(struct daemon *d, int exit_code)
     d->exit_code = exit_code;
     exchange_cancel_all(d, 503, "server_shutdown", "the server is shutting down");
     http_server_close(d->server);
-    close_handle((uv_handle_t *)&d->sigterm);
-    close_handle((uv_handle_t *)&d->sigint);
-    close_handle((uv_handle_t *)&d->sighup);
+    stop_signals(d);
     close_handle((uv_handle_t *)&d->drain_timer);
     close_handle((uv_handle_t *)&d->status_timer);
     atomic_store(&d->load_cancelled, true);

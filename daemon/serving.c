@@ -62,6 +62,13 @@ load_model(struct loading *l)
         return as_config_error(status);
     if ((status = tensor_plan_make(&s->plan, &s->config.shape, s->checkpoint, l->err)) < 0)
         return status;
+    for (int i = 0; i < s->plan.n_uses; i++)
+        s->weight_bytes += s->plan.uses[i].tensor->size_bytes;
+    for (int t = 0; t < s->config.shape.engram.n_layers; t++)
+        s->table_bytes += s->plan.table[t]->size_bytes +
+                          (s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0);
+    if ((status = memory_check_start(s, l->err)) < 0)
+        return status;
     if ((status = progress(l, "tokenizer", 0)) < 0)
         return status;
     if (snprintf(path, sizeof path, "%s/tokenizer.json", folder) >= (int)sizeof path)
@@ -169,13 +176,11 @@ static int
 load_weights(struct loading *l)
 {
     struct serving *s = l->s;
-    struct tensor_reader reader = {.l = l, .total_bytes = 1};
+    struct tensor_reader reader = {.l = l, .total_bytes = s->weight_bytes + 1};
     int status = forward_new(&s->forward, s->device, &s->config.shape, &s->limits, l->err);
 
     if (status < 0)
         return status;
-    for (int i = 0; i < s->plan.n_uses; i++)
-        reader.total_bytes += s->plan.uses[i].tensor->size_bytes;
     for (int i = 0; i < s->plan.n_uses; i++) {
         const struct tensor_use *use = &s->plan.uses[i];
         int64_t elements = (int64_t)(use->tensor->size_bytes / dtype_size_bytes(use->tensor->dtype));
@@ -187,7 +192,6 @@ load_weights(struct loading *l)
             return err_context(l->err, "%s", use->tensor->name);
         s->n_params += (uint64_t)elements;
     }
-    s->weight_bytes = reader.total_bytes;
     return forward_loaded(s->forward, l->err);
 }
 
@@ -299,15 +303,11 @@ start_tiers(struct loading *l)
 
         options.table[t].weight_file = table->file;
         options.table[t].weight_offset_bytes = table->offset_bytes;
-        s->table_bytes += table->size_bytes;
         if (scale) {
             options.table[t].scale_file = scale->file;
             options.table[t].scale_offset_bytes = scale->offset_bytes;
-            s->table_bytes += scale->size_bytes;
         }
     }
-    if ((status = memory_check_start(s, l->err)) < 0)
-        return status;
     tier_report_register(s->metrics, &s->config.shape);
     return resolver_start(s->resolver, &options, l->err);
 }
