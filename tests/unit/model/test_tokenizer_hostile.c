@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "model/tokenizer.h"
-#include "shared_data.h"
+#include "tests/unit/model/shared_data.h"
 
 /* A million bytes take well under a second; quadratic work on them would take hours. The bound is
  * wide enough for sanitizers on a busy machine. */
