@@ -359,15 +359,14 @@ end_group(struct dialect *d)
     return 0;
 }
 
-/* Digits at text[*at]; -1 when there are none or too many. */
+/* The number at pattern[*at]; -1 when there is none, MAX_REPEAT + 1 when it is too large. */
 static int
 take_count(const struct dialect *d, size_t *at)
 {
     int value = -1;
     for (; *at < d->size_bytes && d->pattern[*at] >= '0' && d->pattern[*at] <= '9'; ++*at) {
         value = (value < 0 ? 0 : value) * 10 + (d->pattern[*at] - '0');
-        if (value > MAX_REPEAT)
-            return MAX_REPEAT + 1;
+        value = value > MAX_REPEAT ? MAX_REPEAT + 1 : value;
     }
     return value;
 }
