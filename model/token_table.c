@@ -69,22 +69,31 @@ token_table_find_bytes(const struct token_table *table, const char *bytes, size_
     return table_slot(table, bytes, size_bytes, raw, bytes_hash(bytes, size_bytes, raw))->id;
 }
 
+/* room: size_bytes. */
+static int
+find_within(const struct token_table *table, const char *text, size_t size_bytes, char *room)
+{
+    int64_t n = byte_alphabet_decode(text, size_bytes, room);
+    return n >= 0 ? token_table_find_bytes(table, room, (size_t)n, false)
+                  : token_table_find_bytes(table, text, size_bytes, true);
+}
+
+/* Rare, and not worth an allocation that could fail: "no such token" would be a lie then. */
+static __attribute__((noinline)) int
+find_long(const struct token_table *table, const char *text, size_t size_bytes)
+{
+    char room[TOKEN_MAX_BYTES];
+    return find_within(table, text, size_bytes, room);
+}
+
 int
 token_table_find(const struct token_table *table, const char *text, size_t size_bytes)
 {
-    char small[512];
+    char room[512];
     if (size_bytes > TOKEN_MAX_BYTES)
         return -1;
-    /* Strings that long are looked up at load only, and rarely. */
-    char *bytes = size_bytes <= sizeof small ? small : malloc(size_bytes);
-    if (!bytes)
-        return -1;
-    int64_t n = byte_alphabet_decode(text, size_bytes, bytes);
-    int id = n >= 0 ? token_table_find_bytes(table, bytes, (size_t)n, false)
-                    : token_table_find_bytes(table, text, size_bytes, true);
-    if (bytes != small)
-        free(bytes);
-    return id;
+    return size_bytes > sizeof room ? find_long(table, text, size_bytes)
+                                    : find_within(table, text, size_bytes, room);
 }
 
 static int

@@ -11,9 +11,9 @@
 #include "model/tokenizer.h"
 #include "tests/unit/model/shared_data.h"
 
-/* A million bytes take well under a second; quadratic work on them would take hours. The bound is
- * wide enough for sanitizers on a busy machine. */
-enum { TEXT_BYTES = 1 << 20, BOUND_SECONDS = 60 };
+/* Linear work on a million bytes takes well under a second, quadratic work hours; on 128 KiB a
+ * hundredth of a second, and half a minute. The bounds leave room for sanitizers. */
+enum { LONG_BYTES = 1 << 20, LONG_SECONDS = 60, SHORT_BYTES = 1 << 17, SHORT_SECONDS = 10 };
 
 static double
 processor_seconds(void)
@@ -58,15 +58,17 @@ free_all(void **state)
     return 0;
 }
 
-/* Encodes the units over and over (head once in front, tail once behind), and decodes it back. */
+/* Encodes the units over and over (head once in front, tail once behind) until there are so many
+ * bytes. */
 static void
-encode_repeated(const char *head, const char *unit, const char *tail)
+encode_repeated(size_t bytes, const char *head, const char *unit, const char *tail)
 {
     size_t unit_bytes = strlen(unit), size = strlen(head);
-    char *text = malloc(TEXT_BYTES + 1000);
+    double bound = bytes == LONG_BYTES ? LONG_SECONDS : SHORT_SECONDS;
+    char *text = malloc(bytes + 1000);
     assert_non_null(text);
     memcpy(text, head, size);
-    for (; size + unit_bytes <= TEXT_BYTES; size += unit_bytes)
+    for (; size + unit_bytes <= bytes; size += unit_bytes)
         memcpy(text + size, unit, unit_bytes);
     memcpy(text + size, tail, strlen(tail));
     size += strlen(tail);
@@ -80,15 +82,23 @@ encode_repeated(const char *head, const char *unit, const char *tail)
         double seconds = processor_seconds() - start;
         if (n <= 0)
             fail_msg("%s: %s", tokenizer_names[i], err.text);
-        if (seconds > BOUND_SECONDS)
+        if (seconds > bound)
             fail_msg("%s: %zu bytes of \"%s\" took %.1f s", tokenizer_names[i], size, unit,
                      seconds);
         if (show_times)
-            print_message("%-12s %-24.24s %8lld ids %7.3f s\n", tokenizer_names[i], unit,
+            print_message("%-12s %8zu %-24.24s %8lld ids %7.3f s\n", tokenizer_names[i], size, unit,
                           (long long)n, seconds);
         free(ids);
     }
     free(text);
+}
+
+static void
+megabytes_of_one_character_stay_linear(void **state)
+{
+    static const char *const units[] = {" ", "\n", "a", "中", "1"};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        encode_repeated(LONG_BYTES, "", units[i], "");
 }
 
 static void
@@ -99,23 +109,23 @@ runs_of_one_character_stay_linear(void **state)
         "中", "ー", "é",  "한", "😀", "\xcc\x81", "<", "½", "\xc2\xa0",
     };
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        encode_repeated("", units[i], "");
+        encode_repeated(SHORT_BYTES, "", units[i], "");
 }
 
 static void
 joined_emoji_stay_linear(void **state)
 {
-    encode_repeated("", "👩\xe2\x80\x8d👩\xe2\x80\x8d👧\xe2\x80\x8d", "");
+    encode_repeated(LONG_BYTES, "", "👩\xe2\x80\x8d👩\xe2\x80\x8d👧\xe2\x80\x8d", "");
 }
 
 static void
 spaces_that_end_in_a_letter_stay_linear(void **state)
 {
-    encode_repeated("", " ", "x");
-    encode_repeated("x", "\t", "\n");
-    encode_repeated("", "\n ", "x");
-    encode_repeated("", " \n", "x");
-    encode_repeated("", "\r\n", " x");
+    encode_repeated(SHORT_BYTES, "", " ", "x");
+    encode_repeated(SHORT_BYTES, "x", "\t", "\n");
+    encode_repeated(SHORT_BYTES, "", "\n ", "x");
+    encode_repeated(SHORT_BYTES, "", " \n", "x");
+    encode_repeated(SHORT_BYTES, "", "\r\n", " x");
 }
 
 static void
@@ -143,20 +153,20 @@ alternating_characters_stay_linear(void **state)
         "if (x) {\n\t\t\t\treturn;\n}\n",
     };
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        encode_repeated("", units[i], "");
+        encode_repeated(SHORT_BYTES, "", units[i], "");
 }
 
 static void
 near_misses_of_added_tokens_stay_linear(void **state)
 {
-    encode_repeated("", "<｜place▁holder▁no▁", "");
-    encode_repeated("", "<|endoftext", "");
-    encode_repeated("", "<|endoftext|>", "");
-    encode_repeated("", " <left>", "");
-    encode_repeated("", "<both> ", "");
-    encode_repeated("<right>", " ", "<left>");
-    encode_repeated("<both>", " \n", "x");
-    encode_repeated("", "word", "");
+    encode_repeated(SHORT_BYTES, "", "<｜place▁holder▁no▁", "");
+    encode_repeated(SHORT_BYTES, "", "<|endoftext", "");
+    encode_repeated(SHORT_BYTES, "", "<|endoftext|>", "");
+    encode_repeated(SHORT_BYTES, "", " <left>", "");
+    encode_repeated(SHORT_BYTES, "", "<both> ", "");
+    encode_repeated(SHORT_BYTES, "<right>", " ", "<left>");
+    encode_repeated(SHORT_BYTES, "<both>", " \n", "x");
+    encode_repeated(SHORT_BYTES, "", "word", "");
 }
 
 static void
@@ -166,15 +176,15 @@ marks_in_the_wrong_order_stay_linear(void **state)
     char unit[1000] = "", *at = unit;
     for (int i = 0; i < 100; i++)
         at += sprintf(at, "%s", i % 2 ? "\xcc\x81" : "\xcc\xa3"); /* classes 230 and 220 */
-    encode_repeated("e", unit, "");
+    encode_repeated(SHORT_BYTES, "e", unit, "");
 }
 
 static void
 broken_bytes_stay_linear(void **state)
 {
-    encode_repeated("", "\xff", "");
-    encode_repeated("", "\xe4\xb8", "");
-    encode_repeated("", "\xf0\x9f\x98 ", "");
+    encode_repeated(SHORT_BYTES, "", "\xff", "");
+    encode_repeated(SHORT_BYTES, "", "\xe4\xb8", "");
+    encode_repeated(SHORT_BYTES, "", "\xf0\x9f\x98 ", "");
 }
 
 int
@@ -182,6 +192,7 @@ main(int argc, char **argv)
 {
     show_times = argc > 1;
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(megabytes_of_one_character_stay_linear),
         cmocka_unit_test(runs_of_one_character_stay_linear),
         cmocka_unit_test(joined_emoji_stay_linear),
         cmocka_unit_test(spaces_that_end_in_a_letter_stay_linear),
