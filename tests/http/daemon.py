@@ -186,6 +186,17 @@ class Daemon:
         raise AssertionError(f"no metric {wanted}")
 
 
+_shared = {}
+
+
+def shared(**options):
+    """A daemon that lives for the whole suite; options as tier__ram__size="1MiB". run() stops it and looks."""
+    key = tuple(sorted(options.items()))
+    if key not in _shared:
+        _shared[key] = Daemon({name.replace("__", "."): value for name, value in options.items()}).__enter__()
+    return _shared[key]
+
+
 class Skip(Exception):
     """Raised by a test that cannot run here; the text says why."""
 
@@ -210,5 +221,20 @@ def run(namespace):
             failed += 1
             print(f"not ok - {title}", flush=True)
             traceback.print_exc()
+    for daemon in _shared.values():
+        title = "the server lived through all of this and ends cleanly"
+        try:
+            assert daemon.process.poll() is None, "it has ended before"
+            assert daemon.stop() == 0
+            passed += 1
+            print(f"ok - {title}", flush=True)
+        except Exception:
+            failed += 1
+            print(f"not ok - {title}", flush=True)
+            traceback.print_exc()
+            sys.stderr.write("\n".join(daemon.lines[-40:]) + "\n")
+        finally:
+            daemon.process.stderr.close()
+            daemon.folder.cleanup()
     print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
     sys.exit(1 if failed else 0)

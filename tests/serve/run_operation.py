@@ -174,7 +174,7 @@ def table_ranges():
 def test_a_read_error_fails_only_the_requests_that_needed_the_row():
     """A stretch of the first table is unreadable: prompts that hash into it fail, the others do not."""
     index, begin, end = table_ranges()[0]
-    span = (end - begin) // 300
+    span = (end - begin) // 100
     options = {"tier.nvme.fault": f"bad={index}:{begin}-{begin + span}", "tier.hbm.size": "0B",
                "tier.ram.size": "0B", "tier.nvme.retries": "1"}
     prompts = [f"{a} {b}" for a in ("The old", "A young", "My dear", "One small") for b in
