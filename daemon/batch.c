@@ -135,7 +135,8 @@ batch_compose(struct step_buffer *b, struct sequence *sequences, const int *orde
 
         if (s->phase != SEQUENCE_PREFILL)
             continue;
-        /* Chunks end at multiples of the chunk size of the sequence itself, never where room ends. */
+        /* Chunks end at multiples of the chunk size of the sequence itself, never where room ends.
+         */
         int rest = s->job->n_prompt - s->context;
         int n_rows = rest < options->prefill_chunk ? rest : options->prefill_chunk;
 

@@ -19,9 +19,10 @@ struct batch_options {
     int page_tokens, prefill_chunk;
 };
 
-/* Fills the buffer: a row for every sequence in DECODE, then chunks of sequences in PREFILL in the order given
- * by `order` (slots, oldest first), at most prefill_chunk rows of them. Returns the number of rows.
- * uses is [max_outputs]. The last chunk of a prompt has one sampled output per choice of its job.        */
+/* Fills the buffer: a row for every sequence in DECODE, then chunks of sequences in PREFILL in the
+ * order given by `order` (slots, oldest first), at most prefill_chunk rows of them. Returns the
+ * number of rows. uses is [max_outputs]. The last chunk of a prompt has one sampled output per
+ * choice of its job.        */
 int batch_compose(struct step_buffer *buffer, struct sequence *sequences, const int *order,
                   int n_order, const struct batch_options *options, struct batch_use *uses);
 

@@ -68,8 +68,8 @@ close_handle(uv_handle_t *handle)
         uv_close(handle, NULL);
 }
 
-/* An impatient third signal must not turn an orderly end into a kill: closing the handles would give the
- * signals their default action back. The other threads have them blocked (load_main). */
+/* An impatient third signal must not turn an orderly end into a kill: closing the handles would
+ * give the signals their default action back. The other threads have them blocked (load_main). */
 static void
 stop_signals(struct daemon *d)
 {
@@ -86,8 +86,9 @@ stop_signals(struct daemon *d)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Closes every handle of the loop, so that uv_run returns once the last work is done. Two stay open while
- * others may still use them: `loaded` until the loader is done, engine_poll until the last job has ended. */
+/* Closes every handle of the loop, so that uv_run returns once the last work is done. Two stay open
+ * while others may still use them: `loaded` until the loader is done, engine_poll until the last
+ * job has ended. */
 static void
 end(struct daemon *d, int exit_code)
 {
@@ -152,8 +153,9 @@ on_sighup(uv_signal_t *signal, int number)
 {
     (void)signal;
     (void)number;
-    log_warning("SIGHUP: nothing is reloaded; tier sizes change through engramctl, the rest needs a "
-                "restart");
+    log_warning(
+        "SIGHUP: nothing is reloaded; tier sizes change through engramctl, the rest needs a "
+        "restart");
 }
 
 static void

@@ -30,7 +30,7 @@ struct daemon {
     struct http_server *server;
     char address[80]; /* in use, with the port */
     enum daemon_state state;
-    struct serving *serving; /* NULL until loaded */
+    struct serving *serving;    /* NULL until loaded */
     struct exchange *exchanges; /* open ones, a list owned by exchange.c */
     int n_works;                /* uv works under way */
     uint64_t start_ns, next_completion;

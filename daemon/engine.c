@@ -12,7 +12,8 @@
 
 enum { EVENT_BLOCKS = 32, INBOX_SPARE = 16 };
 
-/* A step that timed out keeps its buffer until its rows have landed; the others work on meanwhile. */
+/* A step that timed out keeps its buffer until its rows have landed; the others work on meanwhile.
+ */
 enum { STEP_BUFFERS = ENGINE_STEPS_IN_FLIGHT };
 
 enum buffer_state { BUFFER_FREE, BUFFER_ABANDONED };
@@ -58,8 +59,8 @@ next_block(struct engine *e)
             block->n_events = 0;
             return block;
         }
-        /* The loop is behind; it never waits for us, so it will come. Shutting down counts too: then
-         * engine_free recycles. */
+        /* The loop is behind; it never waits for us, so it will come. Shutting down counts too:
+         * then engine_free recycles. */
         if (e->options.heartbeat)
             e->options.heartbeat(e->options.heartbeat_arg);
     }
@@ -145,7 +146,8 @@ end_choice(struct engine *e, int slot)
         end_job(e, job, 0, "");
 }
 
-/* Takes what the loop asks for: jobs cancelled, choices stopped. Pairs with job->cancelled and stop. */
+/* Takes what the loop asks for: jobs cancelled, choices stopped. Pairs with job->cancelled and
+ * stop. */
 static void
 cancel_sweep(struct engine *e)
 {
@@ -202,8 +204,9 @@ admit(struct engine *e, struct job *job)
         return -ENOSPC;
     for (int choice = 0; choice < job->n_choices; choice++) {
         int slot = free_slot(e);
-        int status = sequence_reserve(&e->sequences[slot], job, choice,
-                                      choice ? shared_pages(e, job) : 0, e->pages, e->batch.page_tokens);
+        int status =
+            sequence_reserve(&e->sequences[slot], job, choice, choice ? shared_pages(e, job) : 0,
+                             e->pages, e->batch.page_tokens);
 
         if (status < 0) {
             while (e->n_order > old_n_order)
@@ -242,7 +245,8 @@ admit_waiting(struct engine *e)
                           memory_order_relaxed);
 }
 
-/* After the last chunk of a prompt: the other choices start from copies of the first one's state. */
+/* After the last chunk of a prompt: the other choices start from copies of the first one's state.
+ */
 static void
 fork_choices(struct engine *e, struct sequence *parent)
 {
@@ -257,7 +261,8 @@ fork_choices(struct engine *e, struct sequence *parent)
         sequence_fork(child, parent, shared, e->pages);
         (void)forward_copy_state(e->options.forward, slot, parent_slot);
         if (job->n_prompt % e->batch.page_tokens)
-            (void)forward_copy_page(e->options.forward, child->pages[shared], parent->pages[shared]);
+            (void)forward_copy_page(e->options.forward, child->pages[shared],
+                                    parent->pages[shared]);
     }
 }
 
@@ -284,7 +289,8 @@ observe_token(struct engine *e, struct job *job, bool first)
     job->last_token_ns = now;
 }
 
-/* One sampled token of the choice in `slot`: told to the loop, and the end of the choice where it is one. */
+/* One sampled token of the choice in `slot`: told to the loop, and the end of the choice where it
+ * is one. */
 static void
 take_token(struct engine *e, int slot, const struct sample_result *result)
 {
@@ -304,9 +310,8 @@ take_token(struct engine *e, int slot, const struct sample_result *result)
 
     event->choice = s->choice;
     event->result = *result;
-    event->stop_token =
-        s->n_generated > job->min_tokens && is_stop_token(job, result->token);
-    event->finish = event->stop_token                  ? JOB_STOP
+    event->stop_token = s->n_generated > job->min_tokens && is_stop_token(job, result->token);
+    event->finish = event->stop_token                   ? JOB_STOP
                     : s->n_generated == job->max_tokens ? JOB_LENGTH
                                                         : JOB_RUNNING;
     if (event->finish != JOB_RUNNING)
@@ -335,15 +340,14 @@ drop_failed_rows(struct engine *e, const struct step_buffer *b)
 
         for (int t = 0; t < engram->n_layers && job && !seq->engram_off; t++)
             if (memchr(b->failed[t] + seq->first_row, 1, (size_t)seq->n_rows)) {
-                drop_job(e, job, -EIO,
-                         "rows of the N-gram tables could not be read from the disk");
+                drop_job(e, job, -EIO, "rows of the N-gram tables could not be read from the disk");
                 break;
             }
     }
 }
 
-/* What the step did to its sequences. Slots freed along the way are empty by then: each output looks its
- * sequence up again. */
+/* What the step did to its sequences. Slots freed along the way are empty by then: each output
+ * looks its sequence up again. */
 static void
 take_results(struct engine *e, struct step_buffer *b)
 {
@@ -358,7 +362,8 @@ take_results(struct engine *e, struct step_buffer *b)
         s->context += b->seq[i].n_rows;
         if (s->phase != SEQUENCE_PREFILL)
             continue;
-        metrics_add(e->options.metrics, METRIC_ID_prompt_tokens_total, 0, (uint64_t)b->seq[i].n_rows);
+        metrics_add(e->options.metrics, METRIC_ID_prompt_tokens_total, 0,
+                    (uint64_t)b->seq[i].n_rows);
         if (s->context < s->job->n_prompt)
             continue;
         s->phase = SEQUENCE_DECODE;

@@ -1,9 +1,9 @@
 /* engine: continuous batching with chunked prefill over a paged KV cache, one step after the other.
  *
- * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what is
- * computed for it never depends on what else is in the batch. Pages for prompt and completion of all
- * choices are taken when a job enters the batch: nothing is ever preempted.
- * Threads: engine_submit, engine_wake and engine_collect belong to the loop; the rest runs on its own.  */
+ * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what
+ * is computed for it never depends on what else is in the batch. Pages for prompt and completion of
+ * all choices are taken when a job enters the batch: nothing is ever preempted. Threads:
+ * engine_submit, engine_wake and engine_collect belong to the loop; the rest runs on its own.  */
 #ifndef DAEMON_ENGINE_H
 #define DAEMON_ENGINE_H
 
@@ -24,16 +24,17 @@ struct engine_options {
     struct device *device;
     struct forward *forward;
     struct forward_limits limits;
-    struct resolver *resolver;      /* NULL without Engram layers */
-    const int32_t *compressed;      /* [vocab] compressed ids; NULL without Engram layers */
-    int prefill_chunk; /* rows of prompts in one step, and of one prompt's chunk */
-    int max_queue;     /* choices that may wait beyond those in the batch */
-    int max_sequence_pages; /* KV pages of the longest sequence */
+    struct resolver *resolver; /* NULL without Engram layers */
+    const int32_t *compressed; /* [vocab] compressed ids; NULL without Engram layers */
+    int prefill_chunk;         /* rows of prompts in one step, and of one prompt's chunk */
+    int max_queue;             /* choices that may wait beyond those in the batch */
+    int max_sequence_pages;    /* KV pages of the longest sequence */
     uint64_t row_timeout_ns;
     struct metrics *metrics;
-    void (*heartbeat)(void *arg);   /* called by the engine thread after each iteration, idle ones included */
+    void (*heartbeat)(
+        void *arg); /* called by the engine thread after each iteration, idle ones included */
     void *heartbeat_arg;
-    uint64_t heartbeat_ns;          /* longest time between two calls when idle; 0: no limit */
+    uint64_t heartbeat_ns; /* longest time between two calls when idle; 0: no limit */
 };
 
 int engine_start(struct engine **ret_engine, const struct engine_options *options, struct err *err);

@@ -16,11 +16,11 @@ enum { ARENA_LIMIT = 256 * 1024 * 1024, MAX_PROMPTS = 1024 };
 
 struct choice_out {
     struct choice_text text;
-    struct buf out;       /* text not sent yet; all of it without stream */
-    struct buf logprobs;  /* struct completion_logprob[], likewise */
-    int64_t n_chars;      /* characters of all tokens so far: the next text_offset */
+    struct buf out;      /* text not sent yet; all of it without stream */
+    struct buf logprobs; /* struct completion_logprob[], likewise */
+    int64_t n_chars;     /* characters of all tokens so far: the next text_offset */
     int64_t n_tokens;
-    bool begun, done;     /* begun: the echoed prompt is out */
+    bool begun, done; /* begun: the echoed prompt is out */
     const char *finish;
     int32_t stop_id;
 };
@@ -205,9 +205,8 @@ put_logprob(struct exchange *x, struct choice_out *ch, int32_t token,
             const struct sample_result *scores)
 {
     const struct tokenizer *tokenizer = x->daemon->serving->tokenizer;
-    struct completion_logprob record = {.id = token,
-                                        .logprob = scores ? scores->logprob : NAN,
-                                        .text_offset = ch->n_chars};
+    struct completion_logprob record = {
+        .id = token, .logprob = scores ? scores->logprob : NAN, .text_offset = ch->n_chars};
 
     record.text = tokenizer_bytes(tokenizer, token, &record.size);
     ch->n_chars += count_chars(record.text, record.size);
@@ -254,7 +253,8 @@ begin_choice(struct exchange *x, const struct job *job, struct choice_out *ch)
         /* Offsets count from the start of the prompt, whether or not it is echoed. */
         for (int i = 0; i < job->n_prompt; i++) {
             size_t size;
-            const char *bytes = tokenizer_bytes(x->daemon->serving->tokenizer, job->prompt[i], &size);
+            const char *bytes =
+                tokenizer_bytes(x->daemon->serving->tokenizer, job->prompt[i], &size);
 
             ch->n_chars += count_chars(bytes, size);
         }
@@ -273,8 +273,7 @@ begin_choice(struct exchange *x, const struct job *job, struct choice_out *ch)
         choice_text_fini(&text);
     }
     for (int i = 0; i < job->n_prompt; i++)
-        put_logprob(x, ch, job->prompt[i],
-                    i && job->prompt_scores ? &job->prompt_scores[i] : NULL);
+        put_logprob(x, ch, job->prompt[i], i && job->prompt_scores ? &job->prompt_scores[i] : NULL);
 }
 
 static struct completion_choice
@@ -517,8 +516,8 @@ make_job(struct exchange *x, int i, int64_t max_tokens)
         job->bias[k] = (struct logit_bias){.token = c->bias[k].token, .bias = c->bias[k].bias};
     job->params.bias = job->bias;
     for (int k = 0; k < c->n; k++)
-        job->seed[k] = c->has_seed ? (uint64_t)c->seed + (uint64_t)k * 0x9e3779b97f4a7c15ull
-                                   : random_seed();
+        job->seed[k] =
+            c->has_seed ? (uint64_t)c->seed + (uint64_t)k * 0x9e3779b97f4a7c15ull : random_seed();
     for (int k = 0; k < config->n_eos && !c->ignore_eos; k++)
         job->stop_ids[job->n_stop_ids++] = config->eos[k];
     for (int k = 0; k < c->n_stop_ids && job->n_stop_ids < JOB_MAX_STOP_IDS; k++)
@@ -619,8 +618,9 @@ tokenise(uv_work_t *work)
         const struct completion_prompt *p = &x->c->prompts[i];
 
         if (p->text) {
-            x->n_ids[i] = tokenizer_encode(s->tokenizer, p->text, p->text_size,
-                                           (size_t)s->max_context + 1, &x->ids[i], &x->tokenise_err);
+            x->n_ids[i] =
+                tokenizer_encode(s->tokenizer, p->text, p->text_size, (size_t)s->max_context + 1,
+                                 &x->ids[i], &x->tokenise_err);
             if (x->n_ids[i] < 0)
                 x->tokenise_status = (int)x->n_ids[i];
             continue;
@@ -676,10 +676,9 @@ parse(struct exchange *x, struct api_error *error)
                                        .model_names = names};
 
     if (!json_body(x->request))
-        return api_error_set(error, 400, "invalid_json", "",
-                             "the body must be application/json");
-    int status = completion_parse(x->request->arena, x->request->body, x->request->body_size, &limits,
-                                  &x->c, error);
+        return api_error_set(error, 400, "invalid_json", "", "the body must be application/json");
+    int status = completion_parse(x->request->arena, x->request->body, x->request->body_size,
+                                  &limits, &x->c, error);
 
     if (status < 0)
         return status;

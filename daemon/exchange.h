@@ -1,6 +1,7 @@
 /* exchange: one POST /v1/completions from its body to the last byte of its answer.
  *
- *     PARSED --work--> TOKENISED --submit--> RUNNING --all choices done--> ANSWERED --jobs ended--> freed
+ *     PARSED --work--> TOKENISED --submit--> RUNNING --all choices done--> ANSWERED --jobs ended-->
+ * freed
  *
  * X1  conn is NULL once the client is gone or the answer is complete.
  * X2  It is freed when conn is NULL, no work is under way and every job has ended.

@@ -1,5 +1,6 @@
-/* fault_option: the text of tier.nvme.fault: "delay=5ms,fail=1/100,fail-from=500,bad=FILE:BEGIN-END".
- * For tests: stacks the delaying and failing stores on the disk.                                   */
+/* fault_option: the text of tier.nvme.fault:
+ * "delay=5ms,fail=1/100,fail-from=500,bad=FILE:BEGIN-END". For tests: stacks the delaying and
+ * failing stores on the disk.                                   */
 #ifndef DAEMON_FAULT_OPTION_H
 #define DAEMON_FAULT_OPTION_H
 
@@ -13,6 +14,7 @@ struct fault_option {
     struct fault_plan plan;
 };
 
-int fault_option_parse(const char *text, struct fault_option *ret_option, struct err *err); /* -EINVAL */
+int fault_option_parse(const char *text, struct fault_option *ret_option,
+                       struct err *err); /* -EINVAL */
 
 #endif

@@ -117,7 +117,8 @@ on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     if (n == 0)
         return;
     if (n < 0) {
-        /* A client that closes its sending side while we work has gone: that is how the SDKs cancel. */
+        /* A client that closes its sending side while we work has gone: that is how the SDKs
+         * cancel. */
         conn_close(conn);
         return;
     }
@@ -188,7 +189,8 @@ conn_send(struct http_conn *conn, const char *data, size_t size)
             return;
         conn->write_deadline_ns = now + conn->server->options.write_timeout_ns;
     }
-    /* A whole answer may be larger than the bound; a stream that piles up behind a slow client not. */
+    /* A whole answer may be larger than the bound; a stream that piles up behind a slow client not.
+     */
     if (conn->streaming && queued + size > conn->server->options.max_output_bytes) {
         conn_close(conn);
         return;
@@ -439,8 +441,8 @@ conn_request(struct http_conn *conn, struct http_request *request)
     conn->server->options.handler(conn->server->options.arg, conn, request);
 }
 
-/* Gives the parser what has arrived, request by request while they are answered at once. A loop, not a recursion:
- * thousands of pipelined requests fit one packet. */
+/* Gives the parser what has arrived, request by request while they are answered at once. A loop,
+ * not a recursion: thousands of pipelined requests fit one packet. */
 static void
 conn_process(struct http_conn *conn)
 {
@@ -663,8 +665,8 @@ remove_stale(const char *path, struct err *err)
     struct stat st;
 
     if (strlen(path) >= sizeof address.sun_path)
-        return err_set(err, ENAMETOOLONG, "server.admin_socket: '%s' is longer than %zu bytes", path,
-                       sizeof address.sun_path - 1);
+        return err_set(err, ENAMETOOLONG, "server.admin_socket: '%s' is longer than %zu bytes",
+                       path, sizeof address.sun_path - 1);
     if (lstat(path, &st) < 0)
         return 0;
     if (!S_ISSOCK(st.st_mode))

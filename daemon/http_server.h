@@ -1,5 +1,5 @@
-/* http_server: sockets, timeouts and output of HTTP connections on libuv. What a request means is its handler's
- * business.
+/* http_server: sockets, timeouts and output of HTTP connections on libuv. What a request means is
+ * its handler's business.
  *
  *     READING --request--> BUSY --response finished--> READING ...
  *        |  bad bytes, timeout      | client gone: on_gone
@@ -8,7 +8,7 @@
  * H1  A handler gets one request at a time per connection; later bytes wait.
  * H2  From the handler's call to http_respond, http_stream_end or on_gone, whichever is first, the
  *     connection is valid for it; afterwards it must not touch it.
- * Thread: loop.                                                                                   */
+ * Thread: loop. */
 #ifndef DAEMON_HTTP_SERVER_H
 #define DAEMON_HTTP_SERVER_H
 
@@ -62,8 +62,8 @@ void http_stream_end(struct http_conn *conn, bool clean);
 const char *http_conn_request_id(const struct http_conn *conn);
 bool http_conn_is_admin(const struct http_conn *conn); /* came through the UNIX socket */
 
-/* While a request is open: gone is called when the client went away, idle when nothing was written for the
- * ping interval. Cleared by the end of the response. */
+/* While a request is open: gone is called when the client went away, idle when nothing was written
+ * for the ping interval. Cleared by the end of the response. */
 struct http_callbacks {
     void (*gone)(void *arg);
     void (*idle)(void *arg);

@@ -1,11 +1,12 @@
 /* job: one prompt and its n choices, on its way from the loop through the engine and back.
  *
- *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop: free
+ *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop:
+ * free
  *
  * J1  The engine holds the job from engine_submit until its JOB_ENDED event, which is its last one.
  * J2  Between, the loop touches only `cancelled` and `stop`, which are its messages to the engine.
  * J3  prompt_scores are complete before the first event of the job.
- * Fields are grouped by the thread that writes them.                                              */
+ * Fields are grouped by the thread that writes them. */
 #ifndef DAEMON_JOB_H
 #define DAEMON_JOB_H
 
@@ -28,17 +29,19 @@ struct job {
     int n_prompt;
     int n_choices;
     int64_t max_tokens, min_tokens;
-    struct sample_params params; /* without draw, forced, counts and banned; bias points to `bias` */
-    struct logit_bias *bias;     /* owned */
+    struct sample_params
+        params;              /* without draw, forced, counts and banned; bias points to `bias` */
+    struct logit_bias *bias; /* owned */
     uint64_t seed[JOB_MAX_CHOICES];
     bool score_prompt; /* log-probabilities of the prompt's tokens are wanted */
     bool engram_off;
-    int n_stop_ids; /* tokens that end a choice: the model's own (unless ignored) and the request's */
+    int n_stop_ids; /* tokens that end a choice: the model's own (unless ignored) and the request's
+                     */
     int32_t stop_ids[JOB_MAX_STOP_IDS];
 
     /* Loop, at any time. */
-    _Atomic bool cancelled;              /* pairs with engine's cancel_sweep */
-    _Atomic bool stop[JOB_MAX_CHOICES];  /* a stop string was seen: end this choice; same pair */
+    _Atomic bool cancelled;             /* pairs with engine's cancel_sweep */
+    _Atomic bool stop[JOB_MAX_CHOICES]; /* a stop string was seen: end this choice; same pair */
 
     /* Engine. */
     struct sample_result *prompt_scores; /* [n_prompt], made by the loop; [0] has no meaning */
@@ -57,8 +60,8 @@ struct job_event {
     int choice;             /* JOB_TOKEN */
     enum job_finish finish; /* JOB_TOKEN: what this token did to its choice */
     bool stop_token;        /* the token is one of stop_ids: not part of the text */
-    int error;              /* JOB_ENDED: 0, or -errno: -ECANCELED, -EIO, -ETIMEDOUT, -ESHUTDOWN, ... */
-    char error_text[160];   /* JOB_ENDED with an error: one line for the client, no path in it */
+    int error; /* JOB_ENDED: 0, or -errno: -ECANCELED, -EIO, -ETIMEDOUT, -ESHUTDOWN, ... */
+    char error_text[160]; /* JOB_ENDED with an error: one line for the client, no path in it */
     struct sample_result result; /* JOB_TOKEN */
 };
 

@@ -15,13 +15,21 @@ static const char usage[] =
     "\n"
     "  --config FILE            configuration (default: built-in values)\n"
     "  --set SECTION.KEY=VALUE  one option, over the file; may be repeated\n"
-    "  --check-config           check the configuration and the model's folder, then exit: 0 or 78\n"
+    "  --check-config           check the configuration and the model's folder, then exit: 0 or "
+    "78\n"
     "  --print-config           print a configuration file with every option and exit\n"
     "  --print-values           print the effective values and where they come from, and exit\n"
     "  --version, --help\n";
 
-enum { OPTION_CONFIG = 1, OPTION_SET, OPTION_CHECK, OPTION_PRINT, OPTION_VALUES, OPTION_VERSION,
-       OPTION_HELP };
+enum {
+    OPTION_CONFIG = 1,
+    OPTION_SET,
+    OPTION_CHECK,
+    OPTION_PRINT,
+    OPTION_VALUES,
+    OPTION_VERSION,
+    OPTION_HELP
+};
 
 static const struct option options[] = {
     {"config", required_argument, NULL, OPTION_CONFIG},

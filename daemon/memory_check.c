@@ -56,7 +56,8 @@ memory_limit_bytes(void)
     return limit;
 }
 
-/* A budget beyond the tables is never filled: bundles plus their index stay under twice the tables. */
+/* A budget beyond the tables is never filled: bundles plus their index stay under twice the tables.
+ */
 static uint64_t
 real_need(const struct serving *s, uint64_t budget)
 {

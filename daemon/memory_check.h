@@ -1,5 +1,5 @@
-/* memory_check: do the budgets fit the machine? Asked at start and before a resize, against what is there:
- * physical memory, the cgroup's limit, and what tables there are to hold.                          */
+/* memory_check: do the budgets fit the machine? Asked at start and before a resize, against what is
+ * there: physical memory, the cgroup's limit, and what tables there are to hold. */
 #ifndef DAEMON_MEMORY_CHECK_H
 #define DAEMON_MEMORY_CHECK_H
 

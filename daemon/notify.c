@@ -67,8 +67,8 @@ notify_send(struct notify *n, const char *format, ...)
         return;
     if (length >= (int)sizeof text)
         length = sizeof text - 1;
-    /* A manager that does not listen is no reason to stop serving, and one that is slow no reason to load
-     * more slowly: what only informs is dropped when its queue is full. */
+    /* A manager that does not listen is no reason to stop serving, and one that is slow no reason
+     * to load more slowly: what only informs is dropped when its queue is full. */
     int flags = MSG_NOSIGNAL | (strncmp(text, "STATUS=", 7) == 0 ? MSG_DONTWAIT : 0);
 
     (void)sendto(n->fd, text, (size_t)length, flags, (const struct sockaddr *)&n->address,

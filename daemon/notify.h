@@ -1,5 +1,5 @@
-/* notify: the service manager's protocol: one datagram to $NOTIFY_SOCKET per message; nothing where there is
- * none. Thread: any; a message is one sendto.                                                   */
+/* notify: the service manager's protocol: one datagram to $NOTIFY_SOCKET per message; nothing where
+ * there is none. Thread: any; a message is one sendto. */
 #ifndef DAEMON_NOTIFY_H
 #define DAEMON_NOTIFY_H
 

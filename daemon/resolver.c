@@ -14,14 +14,15 @@ enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE
 
 /* How long behind the steps a prompt's planned reads may come. */
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
-/* Bundles planned between two looks at the mailbox: a step never waits behind a long prompt's plan. */
+/* Bundles planned between two looks at the mailbox: a step never waits behind a long prompt's plan.
+ */
 enum { PREFETCH_SLICE = 64, MAILBOX_CAPACITY = 4096, STEP_MESSAGES = 16 };
 
 struct message {
     enum message_kind kind;
-    struct step_buffer *buffer; /* STEP */
-    uint64_t step;              /* DONE */
-    bool ok;                    /* DONE */
+    struct step_buffer *buffer;    /* STEP */
+    uint64_t step;                 /* DONE */
+    bool ok;                       /* DONE */
     uint64_t hbm_bytes, ram_bytes; /* RESIZE */
     struct flag *settled;          /* RESIZE: raised to 1 */
     int n_ids, next;               /* PREFETCH */
@@ -169,9 +170,10 @@ resolver_main(void *arg)
             struct tiers_stats now;
 
             tiers_stats(r->tiers, &now);
-            tiers_resize(r->tiers,
-                         m->hbm_bytes == UINT64_MAX ? now.tier[TIER_HBM].budget_bytes : m->hbm_bytes,
-                         m->ram_bytes == UINT64_MAX ? now.tier[TIER_RAM].budget_bytes : m->ram_bytes);
+            tiers_resize(
+                r->tiers,
+                m->hbm_bytes == UINT64_MAX ? now.tier[TIER_HBM].budget_bytes : m->hbm_bytes,
+                m->ram_bytes == UINT64_MAX ? now.tier[TIER_RAM].budget_bytes : m->ram_bytes);
             flag_raise(m->settled, 1);
             free(m);
             break;
@@ -226,8 +228,8 @@ resolver_free(struct resolver *r)
     return NULL;
 }
 
-/* A slot is free again long before the ring comes round: a step has two messages and the engine keeps at
- * most STEP_BUFFERS steps open. */
+/* A slot is free again long before the ring comes round: a step has two messages and the engine
+ * keeps at most STEP_BUFFERS steps open. */
 static struct message *
 step_message(struct resolver *r)
 {
@@ -240,8 +242,8 @@ step_message(struct resolver *r)
 static void
 post(struct resolver *r, struct message *m)
 {
-    /* The mailbox is far larger than what prefetches may take; waiting here is bounded by the resolver's
-     * handling of one message. */
+    /* The mailbox is far larger than what prefetches may take; waiting here is bounded by the
+     * resolver's handling of one message. */
     while (mailbox_send(r->mailbox, m) == -EAGAIN)
         sched_yield();
 }
@@ -288,8 +290,10 @@ resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
 
     if (m == NULL)
         return -ENOMEM;
-    *m = (struct message){
-        .kind = MESSAGE_RESIZE, .hbm_bytes = hbm_bytes, .ram_bytes = ram_bytes, .settled = &settled};
+    *m = (struct message){.kind = MESSAGE_RESIZE,
+                          .hbm_bytes = hbm_bytes,
+                          .ram_bytes = ram_bytes,
+                          .settled = &settled};
     if (mailbox_send(r->mailbox, m) < 0) {
         free(m);
         return -EAGAIN;

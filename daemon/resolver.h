@@ -1,6 +1,6 @@
-/* resolver: the thread that owns the tiers. Hashes N-grams, finds or fetches their bundles, raises the
- * flags the Engram layers wait for.
- * Messages come from the engine (steps) and the loop (prefetch, resize); each function below says whose. */
+/* resolver: the thread that owns the tiers. Hashes N-grams, finds or fetches their bundles, raises
+ * the flags the Engram layers wait for. Messages come from the engine (steps) and the loop
+ * (prefetch, resize); each function below says whose. */
 #ifndef DAEMON_RESOLVER_H
 #define DAEMON_RESOLVER_H
 
@@ -12,24 +12,26 @@ struct resolver;
 
 struct resolver_options {
     const struct model_shape *shape;
-    struct tiers_options tiers; /* cold is opened with resolver_notify / the resolver as its argument */
+    struct tiers_options
+        tiers; /* cold is opened with resolver_notify / the resolver as its argument */
 };
 
 /* The mailbox must exist before the cold store is opened, the tiers after: hence two calls. */
 int resolver_new(struct resolver **ret_resolver, const struct model_shape *shape, struct err *err);
 void resolver_notify(void *resolver); /* cold_notify_fn: any thread */
 int resolver_start(struct resolver *resolver, const struct tiers_options *options, struct err *err);
-/* Waits for reads in flight, stops the thread, frees the tiers. No step may be open. Accepts NULL, returns NULL. */
+/* Waits for reads in flight, stops the thread, frees the tiers. No step may be open. Accepts NULL,
+ * returns NULL. */
 struct resolver *resolver_free(struct resolver *resolver);
 
 /* Engine. The buffer's ids and rows are filled; returns at once. */
 void resolver_post_step(struct resolver *resolver, struct step_buffer *buffer);
-/* Engine. Nothing reads the step's bundles any more; ok false: the device did not run it to its end, so that
- * promotions may not have happened. */
+/* Engine. Nothing reads the step's bundles any more; ok false: the device did not run it to its
+ * end, so that promotions may not have happened. */
 void resolver_step_done(struct resolver *resolver, uint64_t step, bool ok);
 
-/* Any thread. ids: compressed ids of a prompt; copied. Dropped silently when the resolver is busy: it is only
- * a hint. */
+/* Any thread. ids: compressed ids of a prompt; copied. Dropped silently when the resolver is busy:
+ * it is only a hint. */
 void resolver_prefetch(struct resolver *resolver, const int32_t *ids, int n_ids);
 /* Any thread. UINT64_MAX leaves a budget as it is. -EAGAIN when the mailbox is full. Blocks until
  * the budgets are in force. */

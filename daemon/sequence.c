@@ -35,8 +35,8 @@ count_of(struct sequence *s, int32_t token)
 }
 
 int
-sequence_reserve(struct sequence *s, struct job *job, int choice, int n_shared, struct kv_pages *pages,
-                 int page_tokens)
+sequence_reserve(struct sequence *s, struct job *job, int choice, int n_shared,
+                 struct kv_pages *pages, int page_tokens)
 {
     int64_t tokens = job->n_prompt + job->max_tokens;
     int status = -ENOMEM;

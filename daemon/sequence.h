@@ -13,11 +13,11 @@ struct sequence {
     enum sequence_phase phase;
     struct job *job;
     int choice;
-    int32_t context;     /* tokens in the KV cache */
-    int32_t next_token;  /* DECODE: sampled, not yet computed */
-    int64_t n_generated; /* next_token included */
+    int32_t context;                 /* tokens in the KV cache */
+    int32_t next_token;              /* DECODE: sampled, not yet computed */
+    int64_t n_generated;             /* next_token included */
     int32_t recent[SHAPE_MAX_ORDER]; /* compressed ids up to next_token, newest first */
-    int32_t *pages;      /* [n_pages], owned; the first n_shared are choice 0's too */
+    int32_t *pages;                  /* [n_pages], owned; the first n_shared are choice 0's too */
     int n_pages;
     struct token_count *counts; /* sorted by token; NULL when no penalty is asked for */
     int n_counts, max_counts;

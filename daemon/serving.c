@@ -65,8 +65,8 @@ load_model(struct loading *l)
     for (int i = 0; i < s->plan.n_uses; i++)
         s->weight_bytes += s->plan.uses[i].tensor->size_bytes;
     for (int t = 0; t < s->config.shape.engram.n_layers; t++)
-        s->table_bytes += s->plan.table[t]->size_bytes +
-                          (s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0);
+        s->table_bytes +=
+            s->plan.table[t]->size_bytes + (s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0);
     if ((status = memory_check_start(s, l->err)) < 0)
         return status;
     if ((status = progress(l, "tokenizer", 0)) < 0)
@@ -136,8 +136,8 @@ size_engine(struct loading *l)
     if (pages < 1 || pages > INT32_MAX)
         return err_set(l->err, EINVAL, "engine.kv_size: %s is no room for one page of %zu bytes",
                        byte_size_format(conf->engine_kv_size, size, sizeof size), page_bytes);
-    s->max_context = conf->engine_max_context ? (int)conf->engine_max_context
-                                              : s->config.shape.max_position;
+    s->max_context =
+        conf->engine_max_context ? (int)conf->engine_max_context : s->config.shape.max_position;
     if (s->max_context > s->config.shape.max_position)
         return err_set(l->err, EINVAL, "engine.max_context: the model was made for %d positions",
                        s->config.shape.max_position);
@@ -183,7 +183,8 @@ load_weights(struct loading *l)
         return status;
     for (int i = 0; i < s->plan.n_uses; i++) {
         const struct tensor_use *use = &s->plan.uses[i];
-        int64_t elements = (int64_t)(use->tensor->size_bytes / dtype_size_bytes(use->tensor->dtype));
+        int64_t elements =
+            (int64_t)(use->tensor->size_bytes / dtype_size_bytes(use->tensor->dtype));
 
         reader.tensor = use->tensor;
         status = forward_load(s->forward, use->role, use->layer, use->tensor->dtype, elements,
@@ -362,10 +363,10 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     s->metrics = metrics;
     s->created = clock_unix_seconds();
     s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
-    if ((status = progress(&l, "checkpoint", 0)) < 0 || (status = load_model(&l)) < 0 || (status = build_compressed_ids(&l)) < 0 ||
-        (status = open_device(&l)) < 0 || (status = size_engine(&l)) < 0 ||
-        (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
-        (status = start_engine(&l)) < 0) {
+    if ((status = progress(&l, "checkpoint", 0)) < 0 || (status = load_model(&l)) < 0 ||
+        (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
+        (status = size_engine(&l)) < 0 || (status = load_weights(&l)) < 0 ||
+        (status = start_tiers(&l)) < 0 || (status = start_engine(&l)) < 0) {
         serving_free(s);
         return status;
     }

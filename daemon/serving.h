@@ -1,7 +1,7 @@
-/* serving: everything that serves one model, made in order and freed in reverse: checkpoint, tokenizer, device,
- * weights, stores, resolver, engine.
- * serving_load runs on a background thread while the loop already answers 503; afterwards the parts are
- * read-only for the loop, but for what their headers allow.                                        */
+/* serving: everything that serves one model, made in order and freed in reverse: checkpoint,
+ * tokenizer, device, weights, stores, resolver, engine. serving_load runs on a background thread
+ * while the loop already answers 503; afterwards the parts are read-only for the loop, but for what
+ * their headers allow.                                        */
 #ifndef DAEMON_SERVING_H
 #define DAEMON_SERVING_H
 
@@ -33,7 +33,8 @@ struct serving {
 };
 
 struct serving_hooks {
-    /* Loading: what is being done and how far, 0 to 1. Background thread. Not 0: give up with that status. */
+    /* Loading: what is being done and how far, 0 to 1. Background thread. Not 0: give up with that
+     * status. */
     int (*progress)(void *arg, const char *phase, double fraction);
     void (*heartbeat)(void *arg); /* engine thread, see engine.h */
     uint64_t heartbeat_ns;
@@ -45,8 +46,8 @@ int serving_load(struct serving **ret_serving, const struct conf *conf, struct m
                  const struct serving_hooks *hooks, struct err *err);
 struct serving *serving_free(struct serving *serving); /* accepts NULL, returns NULL */
 
-/* sysexits: 65 a checkpoint that lies, 78 what the configuration names is not there or cannot be, 69 the
- * device is missing, 71 the system refused memory or threads. */
+/* sysexits: 65 a checkpoint that lies, 78 what the configuration names is not there or cannot be,
+ * 69 the device is missing, 71 the system refused memory or threads. */
 int serving_exit_code(int status);
 
 #endif

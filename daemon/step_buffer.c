@@ -29,7 +29,8 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
     b->pages = ops->alloc_shared(device, (size_t)max_pages * sizeof *b->pages);
     b->results = ops->alloc_shared(device, outputs * sizeof *b->results);
     b->outputs = calloc(outputs, sizeof *b->outputs);
-    bool ok = b->token && b->position && b->row_seq && b->seq && b->pages && b->results && b->outputs;
+    bool ok =
+        b->token && b->position && b->row_seq && b->seq && b->pages && b->results && b->outputs;
 
     if (orders(shape)) {
         size_t cells = rows * (size_t)orders(shape);
@@ -46,7 +47,8 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
     }
     if (!ok) {
         step_buffer_fini(b, device, shape);
-        return err_set(err, ENOMEM, "no memory for the buffers of a step of %d rows", limits->max_rows);
+        return err_set(err, ENOMEM, "no memory for the buffers of a step of %d rows",
+                       limits->max_rows);
     }
     return 0;
 }

@@ -1,8 +1,10 @@
-/* step_buffer: everything the host says about one step, in memory the device can read: rows, sequences,
- * pages, N-gram ids and mixes, bundle addresses, outputs and results. Made once, filled per step.
+/* step_buffer: everything the host says about one step, in memory the device can read: rows,
+ * sequences, pages, N-gram ids and mixes, bundle addresses, outputs and results. Made once, filled
+ * per step.
  *
- * The engine fills rows and ids, the resolver mixes, addresses and `failed` (until the flags are raised), the
- * device results. A buffer is free for the next step when the step is done and every flag has been raised. */
+ * The engine fills rows and ids, the resolver mixes, addresses and `failed` (until the flags are
+ * raised), the device results. A buffer is free for the next step when the step is done and every
+ * flag has been raised. */
 #ifndef DAEMON_STEP_BUFFER_H
 #define DAEMON_STEP_BUFFER_H
 
@@ -20,17 +22,18 @@ struct step_buffer {
     struct sample_result *results;       /* [max_outputs] */
     struct bundle_address *address[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, orders] */
     /* Host memory. */
-    struct forward_output *outputs;                /* [max_outputs] */
-    int32_t *ngram_ids;                            /* [max_rows, max_order] compressed, newest first */
-    uint8_t *skip;                                 /* [max_rows] 1: the row takes no part in Engram */
-    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];        /* [max_rows, orders] */
-    uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS];      /* [max_rows] */
+    struct forward_output *outputs;           /* [max_outputs] */
+    int32_t *ngram_ids;                       /* [max_rows, max_order] compressed, newest first */
+    uint8_t *skip;                            /* [max_rows] 1: the row takes no part in Engram */
+    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];   /* [max_rows, orders] */
+    uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows] */
     struct flag ready[SHAPE_MAX_ENGRAM_LAYERS];
     uint64_t posted_ns;
 };
 
-int step_buffer_init(struct step_buffer *buffer, struct device *device, const struct model_shape *shape,
-                     const struct forward_limits *limits, int max_pages, struct err *err);
+int step_buffer_init(struct step_buffer *buffer, struct device *device,
+                     const struct model_shape *shape, const struct forward_limits *limits,
+                     int max_pages, struct err *err);
 void step_buffer_fini(struct step_buffer *buffer, struct device *device,
                       const struct model_shape *shape);
 

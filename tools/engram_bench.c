@@ -1,11 +1,14 @@
 /* engram-bench: runs the engine in this process, without HTTP, and says how fast it is.
  *
- *   engram-bench serve [--config FILE] [--set SECTION.KEY=VALUE]... [--tokens N] [--prompt-tokens N]
+ *   engram-bench serve [--config FILE] [--set SECTION.KEY=VALUE]... [--tokens N] [--prompt-tokens
+ * N]
  *                      [--streams N] [--rounds N] [--text FILE]
  *
- * Serves prompts cut from a text with three placements of the N-gram tables, taking turns round by round:
- * all hot, as configured, all on disk. One stream decodes one prompt after the other. Prints medians over
- * rounds and the ratio to all hot of the same round.                                                    */
+ * Serves prompts cut from a text with three placements of the N-gram tables, taking turns round by
+ * round: all hot, as configured, all on disk. One stream decodes one prompt after the other. Each
+ * round has prompts and seeds of its own, so that the stores meet N-grams they have not seen, as in
+ * life; only "all hot" runs each round once before it counts. Prints medians over rounds and the
+ * ratio to all hot of the same round.    */
 #include <getopt.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -28,6 +31,11 @@ struct options {
     const char *text;
 };
 
+/* Totals of the tiers that a round is charged with. */
+struct counts {
+    uint64_t hits[TIER_COUNT], reads, stall_ns;
+};
+
 /* One placement and what was measured of it. */
 struct placement {
     const char *name;
@@ -37,9 +45,8 @@ struct placement {
     double tokens_per_s[MAX_ROUNDS];
     float *ttft_ms, *itl_ms;
     int n_ttft, n_itl;
-    uint64_t n_tokens, stall_ns;
-    struct tiers_stats before, after; /* around the measured rounds */
-    uint64_t reads;
+    uint64_t n_tokens;
+    struct counts before, sum; /* at the start of the round; of all measured rounds */
 };
 
 static int
@@ -109,9 +116,9 @@ read_prompts(const struct options *o, const struct serving *serving, struct prom
         tokenizer_encode(serving->tokenizer, text, size, 0, &ret_prompts->ids, &err);
     if (ret_prompts->n_ids < 0)
         fail("cannot tokenise", &err);
-    if (ret_prompts->n_ids < (int64_t)o->prompt_tokens * o->prompts) {
+    if (ret_prompts->n_ids < (int64_t)o->prompt_tokens * o->prompts * (o->rounds + 1)) {
         fprintf(stderr, "engram-bench: %s has %lld tokens; %d prompts of %d need more\n", o->text,
-                (long long)ret_prompts->n_ids, o->prompts, o->prompt_tokens);
+                (long long)ret_prompts->n_ids, o->prompts * (o->rounds + 1), o->prompt_tokens);
         exit(1);
     }
 }
@@ -121,7 +128,7 @@ struct stream {
     uint64_t last_ns;
 };
 
-/* Prompt i of a round: cut at even distances from the text. */
+/* Prompt i of all rounds: cut at even distances from the text. */
 static struct job *
 make_job(const struct options *o, const struct prompts *p, int i)
 {
@@ -130,15 +137,13 @@ make_job(const struct options *o, const struct prompts *p, int i)
     ASSERT(job);
     job->prompt = malloc((size_t)o->prompt_tokens * sizeof *job->prompt);
     ASSERT(job->prompt);
-    memcpy(job->prompt, p->ids + p->n_ids / o->prompts * i,
+    memcpy(job->prompt, p->ids + p->n_ids / (o->prompts * (o->rounds + 1)) * i,
            (size_t)o->prompt_tokens * sizeof *job->prompt);
     job->n_prompt = o->prompt_tokens;
     job->n_choices = 1;
     job->max_tokens = o->tokens;
-    job->params = (struct sample_params){.temperature = 0.8f,
-                                         .top_p = 0.95f,
-                                         .repetition_penalty = 1,
-                                         .forced = -1};
+    job->params = (struct sample_params){
+        .temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1, .forced = -1};
     job->seed[0] = (uint64_t)i;
     job->received_ns = clock_now_ns();
     return job;
@@ -160,17 +165,19 @@ submit(struct placement *p, const struct options *o, const struct prompts *promp
     ASSERT(status == 0);
 }
 
-/* Serves all prompts once; returns tokens per second of decoding and prefill together. */
+/* Serves a round's prompts; returns tokens per second of decoding and prefill together. Round 0 is
+ * the warm-up. */
 static double
-run_round(struct placement *p, const struct options *o, const struct prompts *prompts, bool measure)
+run_round(struct placement *p, const struct options *o, const struct prompts *prompts, int round,
+          bool measure)
 {
     struct engine *engine = p->serving->engine;
     struct pollfd readable = {.fd = engine_fd(engine), .events = POLLIN};
     uint64_t begin = clock_now_ns(), tokens = 0;
-    int next = 0, ended = 0;
+    int first_prompt = round * o->prompts, next = 0, ended = 0;
 
     while (next < o->streams && next < o->prompts)
-        submit(p, o, prompts, next++);
+        submit(p, o, prompts, first_prompt + next++);
     while (ended < o->prompts) {
         struct job_block *block;
         uint64_t wakes;
@@ -192,14 +199,14 @@ run_round(struct placement *p, const struct options *o, const struct prompts *pr
                     job_free(job);
                     ended++;
                     if (next < o->prompts)
-                        submit(p, o, prompts, next++);
+                        submit(p, o, prompts, first_prompt + next++);
                     continue;
                 }
                 tokens++;
                 bool first = job->owner == NULL;
-                double ms = (double)(now - (first ? job->received_ns
-                                                  : (uint64_t)(uintptr_t)job->owner)) *
-                            1e-6;
+                double ms =
+                    (double)(now - (first ? job->received_ns : (uint64_t)(uintptr_t)job->owner)) *
+                    1e-6;
 
                 job->owner = (void *)(uintptr_t)now; /* time of the last token */
                 if (measure && first && p->n_ttft < MAX_SAMPLES)
@@ -231,8 +238,7 @@ read_conf(const char *config, char *const *sets, int n_sets)
     struct err err = ERR_INIT;
     struct buf mistakes = {0};
 
-    if (conf_new(&conf, &err) < 0 ||
-        (config && conf_read_file(conf, config, &mistakes, &err) < 0))
+    if (conf_new(&conf, &err) < 0 || (config && conf_read_file(conf, config, &mistakes, &err) < 0))
         fail("configuration", &err);
     for (int i = 0; i < n_sets; i++)
         set(conf, sets[i]);
@@ -258,20 +264,57 @@ load(struct placement *p)
         fail(p->name, &err);
 }
 
+static uint64_t
+stalls(const struct placement *p)
+{
+    double sum = 0;
+
+    for (int t = 0; t < p->serving->config.shape.engram.n_layers; t++)
+        sum += metrics_read(p->metrics, METRIC_ID_stall_nanoseconds_total, t);
+    return (uint64_t)sum;
+}
+
+static void
+take_counts(const struct placement *p, struct counts *ret_counts)
+{
+    struct tiers_stats stats = {0};
+
+    *ret_counts = (struct counts){.stall_ns = stalls(p)};
+    if (p->serving->resolver == NULL)
+        return;
+    resolver_stats(p->serving->resolver, &stats);
+    ret_counts->reads = stats.nvme.reads;
+    for (int tier = 0; tier < TIER_COUNT; tier++)
+        for (int t = 0; t < stats.n_tables; t++)
+            for (int o = 0; o < stats.n_orders; o++)
+                ret_counts->hits[tier] += stats.tier[tier].set[t][o].hits;
+}
+
+static void
+begin_counting(struct placement *p)
+{
+    take_counts(p, &p->before);
+}
+
+/* Adds what happened since begin_counting. */
+static void
+end_counting(struct placement *p)
+{
+    struct counts now;
+
+    take_counts(p, &now);
+    p->sum.stall_ns += now.stall_ns - p->before.stall_ns;
+    p->sum.reads += now.reads - p->before.reads;
+    for (int tier = 0; tier < TIER_COUNT; tier++)
+        p->sum.hits[tier] += now.hits[tier] - p->before.hits[tier];
+}
+
 static double
 share(const struct placement *p, int tier)
 {
-    uint64_t hits = 0, all = 0;
+    uint64_t all = p->sum.hits[TIER_HBM] + p->sum.hits[TIER_RAM] + p->sum.hits[TIER_NVME];
 
-    for (int i = 0; i < TIER_COUNT; i++)
-        for (int t = 0; t < p->after.n_tables; t++)
-            for (int o = 0; o < p->after.n_orders; o++) {
-                uint64_t n = p->after.tier[i].set[t][o].hits - p->before.tier[i].set[t][o].hits;
-
-                all += n;
-                hits += i == tier ? n : 0;
-            }
-    return all ? 100.0 * (double)hits / (double)all : 0;
+    return all ? 100.0 * (double)p->sum.hits[tier] / (double)all : 0;
 }
 
 static void
@@ -286,26 +329,16 @@ print_table(struct placement *placements, int n, const struct options *o)
 
         for (int r = 0; r < o->rounds; r++)
             ratio[r] = p->tokens_per_s[r] / placements[0].tokens_per_s[r];
-        printf("%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f %7.1fus\n",
-               p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
-               (double)percentile(p->ttft_ms, p->n_ttft, 0.5),
-               (double)percentile(p->ttft_ms, p->n_ttft, 0.99),
-               (double)percentile(p->itl_ms, p->n_itl, 0.5),
-               (double)percentile(p->itl_ms, p->n_itl, 0.99), share(p, TIER_HBM),
-               share(p, TIER_RAM), share(p, TIER_NVME),
-               (double)(p->after.nvme.reads - p->before.nvme.reads) / (double)p->n_tokens,
-               (double)p->stall_ns * 1e-3 / (double)p->n_tokens);
+        printf(
+            "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f %7.1fus\n",
+            p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
+            (double)percentile(p->ttft_ms, p->n_ttft, 0.5),
+            (double)percentile(p->ttft_ms, p->n_ttft, 0.99),
+            (double)percentile(p->itl_ms, p->n_itl, 0.5),
+            (double)percentile(p->itl_ms, p->n_itl, 0.99), share(p, TIER_HBM), share(p, TIER_RAM),
+            share(p, TIER_NVME), (double)p->sum.reads / (double)p->n_tokens,
+            (double)p->sum.stall_ns * 1e-3 / (double)p->n_tokens);
     }
-}
-
-static uint64_t
-stalls(const struct placement *p)
-{
-    double sum = 0;
-
-    for (int t = 0; t < p->serving->config.shape.engram.n_layers; t++)
-        sum += metrics_read(p->metrics, METRIC_ID_stall_nanoseconds_total, t);
-    return (uint64_t)sum;
 }
 
 static int
@@ -341,23 +374,16 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
            byte_size_format(s->conf->tier_hbm_size, hbm, sizeof hbm),
            byte_size_format(s->conf->tier_ram_size, ram, sizeof ram), s->conf->device, o->prompts,
            o->prompt_tokens, o->tokens, o->streams, o->rounds);
-    /* Warm-up: the hot store must have seen every N-gram the measured rounds use. */
     for (int i = 0; i < 3; i++)
-        for (int r = 0; r < 2; r++)
-            run_round(&placements[i], o, &prompts, false);
-    for (int i = 0; i < 3; i++) {
-        placements[i].stall_ns = stalls(&placements[i]);
-        if (placements[i].serving->resolver)
-            resolver_stats(placements[i].serving->resolver, &placements[i].before);
-    }
-    for (int r = 0; r < o->rounds; r++)
-        for (int i = 0; i < 3; i++)
-            placements[i].tokens_per_s[r] = run_round(&placements[i], o, &prompts, true);
-    for (int i = 0; i < 3; i++) {
-        placements[i].stall_ns = stalls(&placements[i]) - placements[i].stall_ns;
-        if (placements[i].serving->resolver)
-            resolver_stats(placements[i].serving->resolver, &placements[i].after);
-    }
+        run_round(&placements[i], o, &prompts, 0, false);
+    for (int r = 1; r <= o->rounds; r++)
+        for (int i = 0; i < 3; i++) {
+            if (i == 0)
+                run_round(&placements[i], o, &prompts, r, false);
+            begin_counting(&placements[i]);
+            placements[i].tokens_per_s[r - 1] = run_round(&placements[i], o, &prompts, r, true);
+            end_counting(&placements[i]);
+        }
     print_table(placements, 3, o);
     free(prompts.ids);
     for (int i = 0; i < 3; i++) {
@@ -396,10 +422,11 @@ int
 main(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"config", 1, NULL, 'c'},  {"set", 1, NULL, 's'},     {"tokens", 1, NULL, 't'},
-        {"prompt-tokens", 1, NULL, 'p'}, {"prompts", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
-        {"rounds", 1, NULL, 'r'},  {"text", 1, NULL, 'f'},    {"help", 0, NULL, 'h'},
-        {0}};
+        {"config", 1, NULL, 'c'},  {"set", 1, NULL, 's'},
+        {"tokens", 1, NULL, 't'},  {"prompt-tokens", 1, NULL, 'p'},
+        {"prompts", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
+        {"rounds", 1, NULL, 'r'},  {"text", 1, NULL, 'f'},
+        {"help", 0, NULL, 'h'},    {0}};
     struct options o = {.tokens = 128,
                         .prompt_tokens = 32,
                         .streams = 1,
