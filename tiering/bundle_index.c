@@ -225,18 +225,25 @@ bundle_index_remove(struct bundle_index *index, uint32_t at)
 }
 
 void
-bundle_index_prefetch_head(const struct bundle_index *index, uint32_t hash)
+bundle_index_prefetch(const struct bundle_index *index, const uint32_t *hash, const uint8_t *set,
+                      const uint64_t *mix, int n)
 {
-    if (index->count)
-        __builtin_prefetch(head_at(index, bucket_of(index, hash)));
-}
-
-void
-bundle_index_prefetch_node(const struct bundle_index *index, uint32_t hash)
-{
-    if (index->count) {
-        uint32_t at = *head_at(index, bucket_of(index, hash));
-        if (at != NODE_NONE)
-            __builtin_prefetch(node_of(index, at));
+    const uint32_t *head[BUNDLE_INDEX_BATCH];
+    const struct bundle_node *node[BUNDLE_INDEX_BATCH];
+    ASSERT(n <= BUNDLE_INDEX_BATCH);
+    if (index->count == 0)
+        return;
+    for (int i = 0; i < n; i++) {
+        head[i] = head_at(index, bucket_of(index, hash[i]));
+        __builtin_prefetch(head[i]);
     }
+    for (int i = 0; i < n; i++) {
+        node[i] = *head[i] != NODE_NONE ? node_of(index, *head[i]) : NULL;
+        if (node[i])
+            __builtin_prefetch(node[i]);
+    }
+    for (int i = 0; i < n; i++)
+        if (node[i] && (node[i]->mix != mix[i] || node[i]->set != set[i]) &&
+            node[i]->chain != NODE_NONE)
+            __builtin_prefetch(node_of(index, node[i]->chain));
 }

@@ -75,10 +75,10 @@ uint32_t bundle_index_find(const struct bundle_index *index, uint32_t hash, uint
 void bundle_index_insert(struct bundle_index *index, uint32_t node);
 void bundle_index_remove(struct bundle_index *index, uint32_t node);
 
-/* A batch of look-ups hides the cache misses of one behind the others: first this for all of them,
- * ... */
-void bundle_index_prefetch_head(const struct bundle_index *index, uint32_t hash);
-/* ... then this, then bundle_index_find. */
-void bundle_index_prefetch_node(const struct bundle_index *index, uint32_t hash);
+/* Brings what bundle_index_find of these n look-ups will touch into the cache: the cache misses of
+ * one hide behind those of the others. A hint; changes nothing. */
+enum { BUNDLE_INDEX_BATCH = 32 };
+void bundle_index_prefetch(const struct bundle_index *index, const uint32_t *hash,
+                           const uint8_t *set, const uint64_t *mix, int n);
 
 #endif

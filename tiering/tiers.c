@@ -9,7 +9,7 @@
 #include "tiering/tiers_state.h"
 
 enum {
-    BATCH = 16,             /* look-ups whose cache misses overlap */
+    BATCH = 32,             /* look-ups whose cache misses overlap */
     PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
     PLANNED_SHARE =
         8, /* one part in so many of the RAM store for bundles planned and not yet used */
@@ -247,16 +247,14 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
     for (uint32_t begin = 0; begin < n_cells; begin += BATCH) {
         uint32_t n = n_cells - begin < BATCH ? n_cells - begin : BATCH, hash[BATCH];
-        for (uint32_t i = 0; i < n; i++) {
-            uint8_t set = (uint8_t)(first_set + (begin + i) % n_orders);
-            hash[i] = bundle_hash(set, request->mix[begin + i]);
-            bundle_index_prefetch_head(&tiers->hbm.index, hash[i]);
-            bundle_index_prefetch_head(&tiers->ram.index, hash[i]);
+        uint8_t set[BATCH];
+        for (uint32_t i = 0, order = begin % n_orders; i < n; i++) {
+            set[i] = (uint8_t)(first_set + order);
+            order = order + 1 < n_orders ? order + 1 : 0;
+            hash[i] = bundle_hash(set[i], request->mix[begin + i]);
         }
-        for (uint32_t i = 0; i < n; i++) {
-            bundle_index_prefetch_node(&tiers->hbm.index, hash[i]);
-            bundle_index_prefetch_node(&tiers->ram.index, hash[i]);
-        }
+        bundle_index_prefetch(&tiers->hbm.index, hash, set, request->mix + begin, (int)n);
+        bundle_index_prefetch(&tiers->ram.index, hash, set, request->mix + begin, (int)n);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t cell = begin + i;
             if (request->skip && request->skip[cell / n_orders])

@@ -18,7 +18,9 @@
 enum { QUEUE_NONE, QUEUE_PROBATION, QUEUE_MAIN };
 enum { PLANNED = 0x80, VISITS_MAX = 3 };
 enum { PROBATION_SHARE = 4 }; /* one part in so many */
-enum { EFFORT = 32 };         /* slots looked at for one victim, per queue */
+/* Slots looked at for one victim, per queue. In probation most of those that do not leave go to
+ * main, which each does once, so the larger number is rare. */
+enum { EFFORT_PROBATION = 128, EFFORT_MAIN = 32 };
 
 struct fifo {
     uint32_t oldest, newest, count;
@@ -130,7 +132,7 @@ two_queue_victim(struct policy *base, struct step_range keep, enum arrival arriv
 {
     struct two_queue *policy = (struct two_queue *)base;
     bool look_in_main = arrival == ARRIVAL_DEMAND;
-    for (int effort = 0; effort < EFFORT && policy->probation.count; effort++) {
+    for (int effort = 0; effort < EFFORT_PROBATION && policy->probation.count; effort++) {
         uint32_t total = policy->probation.count + policy->main.count;
         if (look_in_main && policy->main.count &&
             policy->probation.count <= total / PROBATION_SHARE)
@@ -139,7 +141,7 @@ two_queue_victim(struct policy *base, struct step_range keep, enum arrival arriv
         if (leaves_probation(policy, at, keep, arrival))
             return at;
     }
-    for (int effort = 0; look_in_main && effort < EFFORT && policy->main.count; effort++) {
+    for (int effort = 0; look_in_main && effort < EFFORT_MAIN && policy->main.count; effort++) {
         uint32_t at = fifo_pop(policy, &policy->main);
         if (leaves_main(policy, at, keep))
             return at;
