@@ -6,9 +6,10 @@
 #include <utf8proc.h>
 
 #include "base/buf.h"
+#include "base/utf8_scan.h"
 #include "model/byte_alphabet.h"
 #include "model/tokenizer_parts.h"
-#include "base/utf8_scan.h"
+#include "model/unicode9.h"
 
 static bool
 is_blank(int32_t cp)
@@ -26,9 +27,7 @@ fold(const char *nfkc, size_t size_bytes, struct code_points *nfd, struct buf *o
     size_t count = 0;
     for (size_t i = 0; i < nfd->count; i++) {
         int32_t cp = nfd->cp[i];
-        utf8proc_category_t category = utf8proc_category(cp);
-        if (category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC ||
-            category == UTF8PROC_CATEGORY_ME)
+        if (unicode9_is_mark(cp))
             continue;
         /* Only U+0130 has a lower case of more than one character, and NFD has taken it apart. */
         cp = utf8proc_tolower(cp);

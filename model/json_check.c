@@ -13,15 +13,10 @@ shown(struct json_span span)
 int
 json_check_kind(struct json_span span, enum json_kind kind, const char *where, struct err *err)
 {
-    static const char *const text[] = {
-        [JSON_NONE] = "nothing",     [JSON_NIL] = "null",        [JSON_BOOL] = "a boolean",
-        [JSON_NUMBER] = "a number",  [JSON_STRING] = "a string", [JSON_ARRAY] = "an array",
-        [JSON_OBJECT] = "an object",
-    };
     if (json_span_kind(span) == kind)
         return 0;
-    return err_set(err, EBADMSG, "%s is %s where %s belongs", where, json_span_kind_text(span),
-                   text[kind]);
+    return err_set(err, EBADMSG, "%s is %s where %s belongs", where,
+                   json_kind_text(json_span_kind(span)), json_kind_text(kind));
 }
 
 int
@@ -34,7 +29,7 @@ json_check_type(struct json_span object, const char *where, struct json_span *re
     *ret_type = json_span_member(object, "type");
     if (json_span_kind(*ret_type) != JSON_STRING)
         return err_set(err, EBADMSG, "%s: \"type\" is %s where a string belongs", where,
-                       json_span_kind_text(*ret_type));
+                       json_kind_text(json_span_kind(*ret_type)));
     return 0;
 }
 
@@ -76,7 +71,7 @@ json_check_bool(struct json_span object, const char *where, const char *name, bo
     }
     if (!json_span_bool(value, ret_value))
         return err_set(err, EBADMSG, "%s: \"%s\" is %s where a boolean belongs", where, name,
-                       json_span_kind_text(value));
+                       json_kind_text(json_span_kind(value)));
     return 0;
 }
 
@@ -87,7 +82,7 @@ json_check_string(struct json_span object, const char *where, const char *name, 
     struct json_span value = json_span_member(object, name);
     if (json_span_kind(value) != JSON_STRING)
         return err_set(err, EBADMSG, "%s: \"%s\" is %s where a string belongs", where, name,
-                       json_span_kind_text(value));
+                       json_kind_text(json_span_kind(value)));
     char *text = malloc(value.size_bytes);
     if (!text)
         return err_errno(err, ENOMEM, "%s: \"%s\"", where, name);

@@ -14,8 +14,6 @@
 
 #include "base/err.h"
 
-enum { JSON_SPAN_MAX_DEPTH = 64 };
-
 enum json_kind {
     JSON_NONE,
     JSON_NIL,
@@ -37,7 +35,7 @@ int json_span_open(struct json_span *ret_span, const char *text, size_t size_byt
                    struct err *err);
 enum json_kind json_span_kind(struct json_span span);
 /* "nothing", "null", "a boolean", ... for messages. */
-const char *json_span_kind_text(struct json_span span);
+const char *json_kind_text(enum json_kind kind);
 
 /* Walks the members of an object or the elements of an array; of other kinds there are none. */
 struct json_walk {

@@ -7,8 +7,9 @@
 #include <utf8proc.h>
 
 #include "base/buf.h"
-#include "model/json_check.h"
 #include "base/utf8_scan.h"
+#include "model/json_check.h"
+#include "model/unicode9.h"
 
 enum {
     DECOMPOSITION_MAX = 32, /* code points of one character; U+FDFA has most, 18 */
@@ -35,7 +36,8 @@ code_points_reserve(struct code_points *out, size_t more)
 static int
 combining_class(int32_t cp)
 {
-    return utf8proc_get_property(cp)->combining_class;
+    int class = utf8proc_get_property(cp)->combining_class;
+    return class && unicode9_knows(cp) ? class : 0;
 }
 
 /* Stable, by combining class: a counting sort, since there are 256 classes. */
@@ -91,6 +93,49 @@ order_marks(struct code_points *points)
     return 0;
 }
 
+/* Decomposes one character behind what is in out, which has room. */
+static int
+decompose(int32_t cp, utf8proc_option_t options, struct code_points *out)
+{
+    int ignored = 0;
+    if (!unicode9_knows(cp)) {
+        out->cp[out->count++] = cp;
+        return 0;
+    }
+    utf8proc_ssize_t n =
+        utf8proc_decompose_char(cp, out->cp + out->count, DECOMPOSITION_MAX, options, &ignored);
+    if (n < 0 || n > DECOMPOSITION_MAX)
+        return -ENOMEM;
+    out->count += (size_t)n;
+    return 0;
+}
+
+/* Composes what lies between the characters that take no part in it: utf8proc must not see those.
+ */
+static int
+compose(struct code_points *points)
+{
+    size_t done = 0;
+    for (size_t at = 0; at < points->count;) {
+        size_t end = at;
+        while (end < points->count && unicode9_knows(points->cp[end]))
+            end++;
+        utf8proc_ssize_t n = 0;
+        if (end > at)
+            n = utf8proc_normalize_utf32(points->cp + at, (utf8proc_ssize_t)(end - at),
+                                         UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        if (n < 0)
+            return -ENOMEM;
+        memmove(points->cp + done, points->cp + at, (size_t)n * sizeof *points->cp);
+        done += (size_t)n;
+        if (end < points->count)
+            points->cp[done++] = points->cp[end++];
+        at = end;
+    }
+    points->count = done;
+    return 0;
+}
+
 int
 text_form_apply(enum text_form form, const char *text, size_t size_bytes, struct code_points *out)
 {
@@ -100,26 +145,14 @@ text_form_apply(enum text_form form, const char *text, size_t size_bytes, struct
     out->count = 0;
     for (size_t at = 0; at < size_bytes;) {
         uint32_t cp;
-        int length = utf8_next(text + at, size_bytes - at, &cp), ignored = 0;
-        at += (size_t)length;
-        if (code_points_reserve(out, DECOMPOSITION_MAX) < 0)
+        at += (size_t)utf8_next(text + at, size_bytes - at, &cp);
+        if (code_points_reserve(out, DECOMPOSITION_MAX) < 0 ||
+            decompose((int32_t)cp, options, out) < 0)
             return -ENOMEM;
-        utf8proc_ssize_t n = utf8proc_decompose_char((int32_t)cp, out->cp + out->count,
-                                                     DECOMPOSITION_MAX, options, &ignored);
-        if (n < 0 || n > DECOMPOSITION_MAX)
-            return -ENOMEM;
-        out->count += (size_t)n;
     }
     if (order_marks(out) < 0)
         return -ENOMEM;
-    if ((form == TEXT_NFC || form == TEXT_NFKC) && out->count > 0) {
-        utf8proc_ssize_t n = utf8proc_normalize_utf32(out->cp, (utf8proc_ssize_t)out->count,
-                                                      UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-        if (n < 0)
-            return -ENOMEM;
-        out->count = (size_t)n;
-    }
-    return 0;
+    return form == TEXT_NFC || form == TEXT_NFKC ? compose(out) : 0;
 }
 
 /* Characters that a form leaves alone and that nothing before them joins or crosses: the text may

@@ -1,5 +1,6 @@
 /* text_normalizer: Unicode normalisation forms over whole texts, in linear time.
  *
+ * By Unicode 9.0, as the tokenizers library does it (model/unicode9.h).
  * Decomposition and composition tables are utf8proc's. The canonical ordering is done here:
  * utf8proc sorts a run of combining marks by insertion, quadratic in text that a client chooses.
  * Thread: none; pure functions. */

@@ -9,7 +9,7 @@
 #include <errno.h>
 
 #include "model/compressed_ids.h"
-#include "tokenizer_fixture.h"
+#include "tests/unit/model/tokenizer_fixture.h"
 
 enum { MAX_TOKENS = 16 };
 

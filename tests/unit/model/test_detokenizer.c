@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "base/utf8_scan.h"
-#include "tokenizer_fixture.h"
+#include "tests/unit/model/tokenizer_fixture.h"
 
 static struct tokenizer *bytes_only;
 

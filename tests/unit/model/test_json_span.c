@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "model/json_grammar.h"
 #include "model/json_span.h"
 
 /* Opens a copy without a NUL behind it, so that a sanitizer sees each byte read too many. */
@@ -139,12 +140,12 @@ every_prefix_of_a_document_is_refused(void **state)
 static void
 nesting_has_a_limit(void **state)
 {
-    char text[4 * JSON_SPAN_MAX_DEPTH];
-    for (int depth = JSON_SPAN_MAX_DEPTH - 1; depth <= JSON_SPAN_MAX_DEPTH + 1; depth++) {
+    char text[4 * JSON_GRAMMAR_MAX_DEPTH];
+    for (int depth = JSON_GRAMMAR_MAX_DEPTH - 1; depth <= JSON_GRAMMAR_MAX_DEPTH + 1; depth++) {
         memset(text, '[', (size_t)depth);
         memset(text + depth, ']', (size_t)depth);
         assert_int_equal(open_text(text, (size_t)depth * 2, NULL),
-                         depth <= JSON_SPAN_MAX_DEPTH ? 0 : -EBADMSG);
+                         depth <= JSON_GRAMMAR_MAX_DEPTH ? 0 : -EBADMSG);
     }
     size_t many = 1 << 20;
     char *deep = malloc(many);

@@ -14,6 +14,7 @@
 
 #include "base/utf8_scan.h"
 #include "model/text_normalizer.h"
+#include "model/unicode9.h"
 
 static const utf8proc_option_t options[] = {
     [TEXT_NFC] = UTF8PROC_STABLE | UTF8PROC_COMPOSE,
@@ -48,9 +49,26 @@ next_code_point(uint32_t cp)
     return cp < 0x20000 || (cp >= 0x2F7F0 && cp < 0x2FA20) ? cp + 1 : cp + 17;
 }
 
+/* To a form, a character that Unicode 9.0 does not know is plain text that nothing joins or
+ * crosses. */
+static void
+check_unchanged(const char *text, size_t size)
+{
+    for (int form = TEXT_NFC; form <= TEXT_NFKD; form++) {
+        struct text_normalizer n = {.form = {(enum text_form)form}, .n_forms = 1};
+        char *out;
+        size_t out_size;
+        assert_int_equal(text_normalize(&n, text, size, &out, &out_size, NULL), 0);
+        assert_int_equal(out_size, size);
+        assert_memory_equal(out ? out : text, text, size);
+        free(out);
+    }
+}
+
 static void
 every_code_point_alone_and_behind_a_letter(void **state)
 {
+    int unknown = 0;
     for (uint32_t cp = 1; cp <= 0x10FFFF; cp = next_code_point(cp)) {
         char text[16];
         if (cp >= 0xD800 && cp <= 0xDFFF)
@@ -59,8 +77,31 @@ every_code_point_alone_and_behind_a_letter(void **state)
         text[size++] = 'a';
         size += (size_t)utf8_put(cp, text + size);
         memcpy(text + size, "\xcc\x81z", 3);
-        check_all_forms(text, size + 3);
+        if (unicode9_knows((int32_t)cp))
+            check_all_forms(text, size + 3);
+        else
+            check_unchanged(text, size + 3);
+        unknown +=
+            !unicode9_knows((int32_t)cp) && utf8proc_get_property((int32_t)cp)->combining_class;
     }
+    assert_true(unknown > 50); /* marks that came later */
+}
+
+static void
+later_marks_are_plain_characters(void **state)
+{
+    /* U+07FD (Unicode 11, class 220) between classes 230 and 220: nothing is reordered across it.
+     */
+    check_unchanged("[\xcc\x81\xdf\xbd\xcc\xa3", 7);
+    /* U+32FF (12.1) has a compatibility decomposition, U+11938 (13) a canonical one. */
+    check_unchanged("\xe3\x8b\xbf", 3);
+    check_unchanged("\xf0\x91\xa4\xb8", 4);
+    /* U+11935 and U+11930 would compose to it. */
+    check_unchanged("\xf0\x91\xa4\xb5\xf0\x91\xa4\xb0", 8);
+    assert_false(unicode9_is_mark(0x7FD));
+    assert_true(unicode9_is_mark(0x1CF2)); /* a letter since Unicode 12 */
+    assert_true(unicode9_is_mark(0x301));
+    assert_false(unicode9_is_mark(0x1CD3));
 }
 
 static void
@@ -83,8 +124,10 @@ random_texts_may_be_taken_apart_at_boundaries(void **state)
             seed = seed * 1664525 + 1013904223;
             const uint32_t *range = ranges[(seed >> 8) % (sizeof ranges / sizeof *ranges)];
             seed = seed * 1664525 + 1013904223;
-            size +=
-                (size_t)utf8_put(range[0] + (seed >> 8) % (range[1] - range[0] + 1), text + size);
+            uint32_t cp = range[0] + (seed >> 8) % (range[1] - range[0] + 1);
+            if (!unicode9_knows((int32_t)cp))
+                cp = 'x';
+            size += (size_t)utf8_put(cp, text + size);
         }
         check_all_forms(text, size);
     }
@@ -212,6 +255,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_code_point_alone_and_behind_a_letter),
+        cmocka_unit_test(later_marks_are_plain_characters),
         cmocka_unit_test(random_texts_may_be_taken_apart_at_boundaries),
         cmocka_unit_test(known_texts_compose),
         cmocka_unit_test(text_that_needs_nothing_is_not_copied),

@@ -1,4 +1,4 @@
-/* What a file may say, what it may not, and how texts go through. */
+/* How texts go through a tokenizer. What a file may not say is in test_tokenizer_file.c. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,12 +7,9 @@
 #include <cmocka.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include "tokenizer_fixture.h"
+#include "tests/unit/model/tokenizer_fixture.h"
 
 #define AB                                                                                         \
     ",\"ab\":256,\"abc\":257,\"\xc4\xa0"                                                           \
@@ -89,57 +86,6 @@ settings_that_change_nothing_are_accepted(void **state)
 }
 
 static void
-check_refusal(const struct fixture_parts *parts, int code, const char *named)
-{
-    struct tokenizer *tokenizer = NULL;
-    struct err err = ERR_INIT;
-    int r = fixture_parse(&tokenizer, parts, 1000, &err);
-    if (r != code || !strstr(err.text, named))
-        fail_msg("%d, \"%s\", where %d and %s were expected", r, err.text, code, named);
-    assert_null(tokenizer);
-}
-
-#define REFUSE(code, named, ...) check_refusal(&(struct fixture_parts){__VA_ARGS__}, code, named)
-
-static void
-what_is_not_understood_is_refused_by_name(void **state)
-{
-    REFUSE(-ENOTSUP, "dropout", .model_extra = ",\"dropout\":0.1");
-    REFUSE(-ENOTSUP, "fuse_unk", .model_extra = ",\"fuse_unk\":true");
-    REFUSE(-ENOTSUP, "byte_fallback", .model_extra = ",\"byte_fallback\":true");
-    REFUSE(-ENOTSUP, "continuing_subword_prefix",
-           .model_extra = ",\"continuing_subword_prefix\":\"##\"");
-    REFUSE(-ENOTSUP, "end_of_word_suffix", .model_extra = ",\"end_of_word_suffix\":\"</w>\"");
-    REFUSE(-ENOTSUP, "end_of_word_suffix", .model_extra = ",\"end_of_word_suffix\":7");
-    REFUSE(-ENOTSUP, "colour", .model_extra = ",\"colour\":1");
-    REFUSE(-ENOTSUP, "Unigram", .model_extra = ",\"type\":\"Unigram\"");
-    REFUSE(-EBADMSG, "ignore_merges", .model_extra = ",\"ignore_merges\":\"yes\"");
-    REFUSE(-ENOTSUP, "sauce", .extra = ",\"sauce\":{}");
-    REFUSE(-ENOTSUP, "2.0", .extra = ",\"version\":\"2.0\"");
-    REFUSE(-ENOTSUP, "Lowercase", .normalizer = "{\"type\":\"Lowercase\"}");
-    REFUSE(-ENOTSUP, "Metaspace", .pre_tokenizer = "{\"type\":\"Metaspace\"}");
-    REFUSE(-EBADMSG, "pre_tokenizer is null", .pre_tokenizer = "null");
-    REFUSE(-EBADMSG, "decoder is null", .decoder = "null");
-    REFUSE(-ENOTSUP, "WordPiece", .decoder = "{\"type\":\"WordPiece\"}");
-    REFUSE(-ENOTSUP, "decoder", .decoder = "{\"type\":\"Sequence\",\"decoders\":[]}");
-    REFUSE(-ENOTSUP, "Fuse",
-           .decoder = "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"}]}");
-    REFUSE(-ENOTSUP, "BertProcessing", .post_processor = "{\"type\":\"BertProcessing\"}");
-}
-
-static void
-an_unknown_token_needs_every_byte_to_be_known(void **state)
-{
-    static const char json[] =
-        "{\"pre_tokenizer\":" FIXTURE_BYTES ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{"
-        "\"vocab\":{\"a\":0,\"<unk>\":1},\"merges\":[],\"unk_token\":\"<unk>\"}}";
-    struct tokenizer *tokenizer = NULL;
-    struct err err = ERR_INIT;
-    assert_int_equal(tokenizer_parse(&tokenizer, json, sizeof json - 1, 10, &err), -ENOTSUP);
-    assert_non_null(strstr(err.text, "unk_token"));
-}
-
-static void
 a_byte_without_a_token_fails_the_text_and_not_the_file(void **state)
 {
     static const char json[] =
@@ -155,86 +101,6 @@ a_byte_without_a_token_fails_the_text_and_not_the_file(void **state)
     assert_null(ids);
     assert_non_null(strstr(err.text, "0x62"));
     tokenizer = tokenizer_free(tokenizer);
-}
-
-static void
-lying_vocabularies_are_refused_with_the_token_named(void **state)
-{
-    REFUSE(-EBADMSG, "\"zz\" has id 1000", .vocab = ",\"zz\":1000");
-    REFUSE(-EBADMSG, "\"zz\" has id -1", .vocab = ",\"zz\":-1");
-    REFUSE(-EBADMSG, "\"zz\" has id 1099511627776", .vocab = ",\"zz\":1099511627776");
-    REFUSE(-EBADMSG, "99999999999999999999", .vocab = ",\"zz\":99999999999999999999");
-    REFUSE(-EBADMSG, "\"zz\" has 1.5", .vocab = ",\"zz\":1.5");
-    REFUSE(-EBADMSG, "\"zz\" has \"1\"", .vocab = ",\"zz\":\"1\"");
-    REFUSE(-EBADMSG, "\"zz\" has null", .vocab = ",\"zz\":null");
-    REFUSE(-EBADMSG, "id 97 has two tokens", .vocab = ",\"zz\":97");
-    REFUSE(-EBADMSG, "two ids, 97 and 300", .vocab = ",\"a\":300");
-    REFUSE(-EBADMSG, "\"a\" is there twice", .vocab = ",\"a\":97");
-    REFUSE(-EBADMSG, "empty string", .vocab = ",\"\":300");
-}
-
-static void
-lying_merges_are_refused_with_the_merge_named(void **state)
-{
-    REFUSE(-EBADMSG, "merge \"a b\" needs the token \"ab\"", .merges = "\"a b\"");
-    REFUSE(-EBADMSG, "merge \"zz b\" needs the token \"zz\"", .merges = "\"zz b\"");
-    REFUSE(-EBADMSG, "merge [\"a\",\"zz\"] needs the token \"zz\"", .merges = "[\"a\",\"zz\"]");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "\"ab\"");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "\"a b c\"");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "\"a \"");
-    REFUSE(-EBADMSG, "needs the token \"\"", .merges = "\" a\"");
-    REFUSE(-EBADMSG, "merge 7 is not", .merges = "7");
-    REFUSE(-EBADMSG, "merge [] is not", .merges = "[]");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "[\"a\"]");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "[\"a\",\"b\",\"c\"]");
-    REFUSE(-EBADMSG, "is not two strings", .merges = "[\"a\",7]");
-    /* A token of the added ones is none of the model's. */
-    REFUSE(-EBADMSG, "needs the token", .merges = "\"a b\"",
-           .added = "{\"id\":300,\"content\":\"ab\"}");
-}
-
-static void
-missing_and_mistyped_parts_are_refused(void **state)
-{
-    static const struct {
-        const char *json, *named;
-    } bad[] = {
-        {"", "JSON ends early"},
-        {"{}", "pre_tokenizer is nothing"},
-        {"[]", "the file is an array"},
-        {"null", "the file is null"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES "}", "decoder is nothing"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES ",\"decoder\":{\"type\":\"ByteLevel\"}}",
-         "\"model\" is nothing"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":[]}",
-         "\"model\" is an array"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES
-         ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"vocab\":[],\"merges\":[]}}",
-         "\"vocab\" is an array"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES
-         ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"vocab\":{},\"merges\":{}}}",
-         "\"merges\" is an object"},
-        {"{\"pre_tokenizer\":" FIXTURE_BYTES
-         ",\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"vocab\":{}}}",
-         "\"merges\" is nothing"},
-    };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        struct tokenizer *tokenizer = NULL;
-        struct err err = ERR_INIT;
-        assert_int_equal(tokenizer_parse(&tokenizer, bad[i].json, strlen(bad[i].json), 10, &err),
-                         -EBADMSG);
-        if (!strstr(err.text, bad[i].named))
-            fail_msg("%s: %s", bad[i].json, err.text);
-    }
-    REFUSE(-EBADMSG, "an added token is a number", .added = "7");
-    REFUSE(-EBADMSG, "\"id\"", .added = "{\"content\":\"x\"}");
-    REFUSE(-EBADMSG, "\"content\"", .added = "{\"id\":300,\"content\":7}");
-    REFUSE(-EBADMSG, "lstrip", .added = "{\"id\":300,\"content\":\"<x>\",\"lstrip\":1}");
-    REFUSE(-ENOTSUP, "glow", .added = "{\"id\":300,\"content\":\"<x>\",\"glow\":1}");
-    REFUSE(-EBADMSG, "\"<x>\" has id 1000", .added = "{\"id\":1000,\"content\":\"<x>\"}");
-    REFUSE(-EBADMSG, "two ids, 97 and 300", .added = "{\"id\":300,\"content\":\"a\"}");
-    REFUSE(-EBADMSG, "id 97 has two tokens", .added = "{\"id\":97,\"content\":\"<x>\"}");
-    REFUSE(-EBADMSG, "empty", .added = "{\"id\":300,\"content\":\"\"}");
 }
 
 #define ADDED(id, text, flags) "{\"id\":" #id ",\"content\":\"" text "\"" flags "}"
@@ -307,19 +173,6 @@ normalized_tokens_are_found_in_normalised_text(void **state)
 }
 
 static void
-long_added_tokens_have_a_limit(void **state)
-{
-    char added[2000] = "{\"id\":300,\"content\":\"";
-    size_t head = strlen(added);
-    memset(added + head, 'x', 1024);
-    strcpy(added + head + 1024, "\"}");
-    struct tokenizer *tokenizer = tokenizer_of(&(struct fixture_parts){.added = added});
-    tokenizer = tokenizer_free(tokenizer);
-    strcpy(added + head + 1024, "x\"}");
-    REFUSE(-ENOTSUP, "1025 bytes", .added = added);
-}
-
-static void
 templates_are_read_and_not_added(void **state)
 {
     struct fixture_parts parts = {
@@ -346,19 +199,6 @@ templates_are_read_and_not_added(void **state)
     tokenizer_template(tokenizer, &before, &n_before, &after, &n_after);
     assert_int_equal(n_before + n_after, 0);
     tokenizer = tokenizer_free(tokenizer);
-#define TEMPLATE(single, tokens)                                                                   \
-    "{\"type\":\"TemplateProcessing\",\"single\":" single ",\"special_tokens\":" tokens "}"
-#define SPECIAL "{\"SpecialToken\":{\"id\":\"a\"}}"
-    REFUSE(-EBADMSG, "\"single\"", .post_processor = TEMPLATE("7", "{}"));
-    REFUSE(-ENOTSUP, "without the text", .post_processor = TEMPLATE("[]", "{}"));
-    REFUSE(-ENOTSUP, "\"B\"", .post_processor = TEMPLATE("[{\"Sequence\":{\"id\":\"B\"}}]", "{}"));
-    REFUSE(-EBADMSG, "\"a\" has no ids", .post_processor = TEMPLATE("[" SPECIAL "]", "{}"));
-    REFUSE(-EBADMSG, "has the id 400",
-           .post_processor = TEMPLATE("[" SPECIAL "]", "{\"a\":{\"ids\":[400]}}"));
-    REFUSE(-EBADMSG, "has the id -1",
-           .post_processor = TEMPLATE("[" SPECIAL "]", "{\"a\":{\"ids\":[-1]}}"));
-    REFUSE(-EBADMSG, "has the id \"a\"",
-           .post_processor = TEMPLATE("[" SPECIAL "]", "{\"a\":{\"ids\":[\"a\"]}}"));
 }
 
 static void
@@ -456,40 +296,6 @@ a_pattern_that_runs_wild_fails_the_text(void **state)
     tokenizer = tokenizer_free(tokenizer);
 }
 
-static void
-files_that_are_none_are_refused_with_their_path(void **state)
-{
-    struct tokenizer *tokenizer = NULL;
-    struct err err = ERR_INIT;
-    char folder[] = "/tmp/tokenizer_test_XXXXXX", path[100];
-    assert_non_null(mkdtemp(folder));
-    (void)snprintf(path, sizeof path, "%s/tokenizer.json", folder);
-    assert_int_equal(tokenizer_load(&tokenizer, path, 10, &err), -ENOENT);
-    assert_non_null(strstr(err.text, path));
-    err = ERR_INIT;
-    assert_int_equal(tokenizer_load(&tokenizer, folder, 10, &err), -EBADMSG);
-    assert_non_null(strstr(err.text, "not a regular file"));
-    assert_int_equal(mkfifo(path, 0600), 0);
-    assert_int_equal(tokenizer_load(&tokenizer, path, 10, NULL), -EBADMSG);
-    assert_int_equal(unlink(path), 0);
-    char *json = fixture_json(&(struct fixture_parts){.vocab = NULL});
-    size_t size = strlen(json);
-    for (size_t cut = 0; cut <= size; cut += cut + 50 < size ? 50 : 1) {
-        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        assert_int_equal(write(fd, json, cut), cut);
-        (void)close(fd);
-        err = ERR_INIT;
-        assert_int_equal(tokenizer_load(&tokenizer, path, 1000, &err), cut == size ? 0 : -EBADMSG);
-        if (cut < size)
-            assert_non_null(strstr(err.text, path));
-    }
-    assert_int_equal(tokenizer_size(tokenizer), 256);
-    tokenizer = tokenizer_free(tokenizer);
-    free(json);
-    assert_int_equal(unlink(path), 0);
-    assert_int_equal(rmdir(folder), 0);
-}
-
 static void *
 encode_often(void *arg)
 {
@@ -532,23 +338,16 @@ main(void)
         cmocka_unit_test(merges_may_be_strings_or_pairs),
         cmocka_unit_test(ignore_merges_takes_whole_words_from_the_vocabulary),
         cmocka_unit_test(settings_that_change_nothing_are_accepted),
-        cmocka_unit_test(what_is_not_understood_is_refused_by_name),
-        cmocka_unit_test(an_unknown_token_needs_every_byte_to_be_known),
         cmocka_unit_test(a_byte_without_a_token_fails_the_text_and_not_the_file),
-        cmocka_unit_test(lying_vocabularies_are_refused_with_the_token_named),
-        cmocka_unit_test(lying_merges_are_refused_with_the_merge_named),
-        cmocka_unit_test(missing_and_mistyped_parts_are_refused),
         cmocka_unit_test(added_tokens_are_found_first_and_longest),
         cmocka_unit_test(stripping_takes_white_space_on_that_side),
         cmocka_unit_test(single_words_stand_alone),
         cmocka_unit_test(normalized_tokens_are_found_in_normalised_text),
-        cmocka_unit_test(long_added_tokens_have_a_limit),
         cmocka_unit_test(templates_are_read_and_not_added),
         cmocka_unit_test(tokens_are_found_by_string_and_known_by_id),
         cmocka_unit_test(token_limits_are_met_and_not_passed),
         cmocka_unit_test(broken_text_reads_as_replacement_characters),
         cmocka_unit_test(a_pattern_that_runs_wild_fails_the_text),
-        cmocka_unit_test(files_that_are_none_are_refused_with_their_path),
         cmocka_unit_test(many_threads_encode_at_once),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, NULL, NULL);

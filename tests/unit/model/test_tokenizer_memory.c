@@ -13,7 +13,7 @@
 #include <limits.h>
 
 #include "model/compressed_ids.h"
-#include "tokenizer_fixture.h"
+#include "tests/unit/model/tokenizer_fixture.h"
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
