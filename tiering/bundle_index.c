@@ -98,7 +98,7 @@ bundle_index_reserve(struct bundle_index *index, uint32_t heads)
         return 0;
     uint32_t capacity = directory_for(index, segments);
     if (capacity > index->segment_capacity) {
-        uint32_t **directory = reallocarray(index->segment, capacity, sizeof *directory);
+        uint32_t **directory = realloc(index->segment, (size_t)capacity * sizeof *directory);
         if (!directory)
             return -ENOMEM;
         index->segment = directory;
@@ -175,7 +175,7 @@ bundle_index_trim(struct bundle_index *index, uint32_t heads)
     }
     uint32_t capacity = segments;
     uint32_t **directory = capacity < index->segment_capacity
-                               ? reallocarray(index->segment, capacity, sizeof *directory)
+                               ? realloc(index->segment, (size_t)capacity * sizeof *directory)
                                : NULL;
     if (directory) {
         index->segment = directory;

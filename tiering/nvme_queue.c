@@ -170,7 +170,7 @@ heap_reserve(struct nvme_queue *queue)
     if (queue->heap_count < queue->heap_capacity)
         return 0;
     uint32_t capacity = queue->heap_capacity ? 2 * queue->heap_capacity : 256;
-    struct extent **heap = reallocarray(queue->heap, capacity, sizeof *heap);
+    struct extent **heap = realloc(queue->heap, (size_t)capacity * sizeof *heap);
     if (!heap)
         return -ENOMEM;
     queue->heap = heap;

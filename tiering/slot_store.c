@@ -148,11 +148,11 @@ grow_table(struct slot_store *store, uint32_t capacity)
 {
     if (capacity <= store->chunk_capacity)
         return 0;
-    uint8_t **block = reallocarray(store->slots.block, capacity, sizeof *block);
+    uint8_t **block = realloc(store->slots.block, (size_t)capacity * sizeof *block);
     if (!block)
         return -ENOMEM;
     store->slots.block = block;
-    struct slot_chunk *chunk = reallocarray(store->chunk, capacity, sizeof *chunk);
+    struct slot_chunk *chunk = realloc(store->chunk, (size_t)capacity * sizeof *chunk);
     if (!chunk)
         return -ENOMEM;
     store->chunk = chunk;
@@ -333,8 +333,8 @@ trim_tables(struct slot_store *store)
     } else if (store->chunk_capacity > store->n_chunks) {
         /* Shorter tables: a failure leaves the longer ones, which are counted as they are. */
         uint32_t capacity = store->n_chunks;
-        struct slot_chunk *chunk = reallocarray(store->chunk, capacity, sizeof *chunk);
-        uint8_t **block = reallocarray(store->slots.block, capacity, sizeof *block);
+        struct slot_chunk *chunk = realloc(store->chunk, (size_t)capacity * sizeof *chunk);
+        uint8_t **block = realloc(store->slots.block, (size_t)capacity * sizeof *block);
         store->chunk = chunk ? chunk : store->chunk;
         store->slots.block = block ? block : store->slots.block;
         if (chunk && block)

@@ -127,21 +127,27 @@ leaves_main(struct two_queue *policy, uint32_t at, struct step_range keep)
     return false;
 }
 
+static bool
+over_its_share(const struct two_queue *policy)
+{
+    return policy->probation.count >
+           (policy->probation.count + policy->main.count) / PROBATION_SHARE;
+}
+
 static uint32_t
 two_queue_victim(struct policy *base, struct step_range keep, enum arrival arrival)
 {
     struct two_queue *policy = (struct two_queue *)base;
-    bool look_in_main = arrival == ARRIVAL_DEMAND;
-    for (int effort = 0; effort < EFFORT_PROBATION && policy->probation.count; effort++) {
-        uint32_t total = policy->probation.count + policy->main.count;
-        if (look_in_main && policy->main.count &&
-            policy->probation.count <= total / PROBATION_SHARE)
-            break;
+    bool planned = arrival == ARRIVAL_PLANNED;
+    for (int effort = 0; policy->probation.count && (planned || over_its_share(policy)); effort++) {
+        /* Rather none than one from main while probation has more than its share. */
+        if (effort == EFFORT_PROBATION)
+            return NODE_NONE;
         uint32_t at = fifo_pop(policy, &policy->probation);
         if (leaves_probation(policy, at, keep, arrival))
             return at;
     }
-    for (int effort = 0; look_in_main && effort < EFFORT_MAIN && policy->main.count; effort++) {
+    for (int effort = 0; !planned && effort < EFFORT_MAIN && policy->main.count; effort++) {
         uint32_t at = fifo_pop(policy, &policy->main);
         if (leaves_main(policy, at, keep))
             return at;
