@@ -30,7 +30,8 @@ struct tokenizer *tokenizer_free(struct tokenizer *tokenizer);
 /* Encodes text without adding tokens. *ret_ids is malloc'd, the caller frees it. Returns the count;
  * -ENOMEM, -E2BIG past max_tokens (0: no limit), -ELOOP: a pattern of the file backtracks too much
  * on this text, -EILSEQ: a byte the file has no token for. Linear in the length of the text but for
- * the merges of one pre-token, which are n log n. */
+ * the merges of one pre-token, which are n log n; a file whose patterns scan far ahead for each
+ * short match can spoil that, those of known models do not. */
 int64_t tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t size_bytes,
                          size_t max_tokens, int32_t **ret_ids, struct err *err);
 

@@ -105,8 +105,9 @@ static void
 runs_of_one_character_stay_linear(void **state)
 {
     static const char *const units[] = {
-        " ",  "\n", "\r", "\t", "a", "A",        "1", "!", "'",        "_", "-", "\xe3\x80\x80",
-        "中", "ー", "é",  "한", "😀", "\xcc\x81", "<", "½", "\xc2\xa0",
+        " ",    "\n",           "\r",           "\t",       "a", "A",  "1", "!",        "'", "_",
+        "-",    "\xe3\x80\x80", "中",           "ー",       "é", "한", "😀", "\xcc\x81", "<", "½",
+        "\x01", "\xe2\x80\x8b", "\xef\xbf\xbf", "\xc2\xa0",
     };
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
         encode_repeated(SHORT_BYTES, "", units[i], "");
