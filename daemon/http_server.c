@@ -62,6 +62,7 @@ struct http_server {
 };
 
 static void conn_process(struct http_conn *conn);
+static void conn_linger(struct http_conn *conn);
 
 static void
 on_conn_closed(uv_handle_t *handle)
@@ -116,6 +117,14 @@ on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 
     if (n == 0)
         return;
+    if (n == UV_EOF && conn->state != CONN_BUSY && uv_stream_get_write_queue_size(stream) > 0) {
+        /* It has said all it wanted and still takes its answer. */
+        if (conn->state == CONN_READING)
+            conn_linger(conn);
+        uv_read_stop(stream);
+        conn->reading = false;
+        return;
+    }
     if (n < 0) {
         /* A client that closes its sending side while we work has gone: that is how the SDKs
          * cancel. */
@@ -261,14 +270,6 @@ conn_finish(struct http_conn *conn)
     }
     conn->state = CONN_READING;
     conn->deadline_ns = clock_now_ns() + conn->server->options.idle_timeout_ns;
-
-    if (!conn->reading) {
-        if (uv_read_start(&conn->u.stream, on_alloc, on_read) < 0) {
-            conn_close(conn);
-            return;
-        }
-        conn->reading = true;
-    }
     conn_process(conn);
 }
 
@@ -469,11 +470,19 @@ conn_process(struct http_conn *conn)
         else if (event == HTTP_REQUEST)
             conn_request(conn, request);
     }
-    if (conn->backlog_at == conn->backlog.size_bytes) {
-        buf_reset(&conn->backlog);
+    if (conn->backlog_at) {
+        conn->backlog.size_bytes -= conn->backlog_at;
+        memmove(conn->backlog.data, conn->backlog.data + conn->backlog_at,
+                conn->backlog.size_bytes);
         conn->backlog_at = 0;
     }
     conn->processing = false;
+    if (!conn->reading && conn->backlog.size_bytes <= BACKLOG_MAX / 2 &&
+        (conn->state == CONN_READING || conn->state == CONN_BUSY)) {
+        conn->reading = uv_read_start(&conn->u.stream, on_alloc, on_read) == 0;
+        if (!conn->reading)
+            conn_close(conn);
+    }
 }
 
 static void
@@ -503,6 +512,11 @@ on_tick(uv_timer_t *timer)
             conn->write_queue_bytes = queued;
             conn->write_deadline_ns = now + server->options.write_timeout_ns;
         }
+        /* The time of what comes after an answer begins when the answer is out. */
+        if (queued > 0 && conn->state == CONN_LINGER)
+            conn->deadline_ns = now + linger_ns;
+        else if (queued > 0 && conn->state == CONN_READING && http_parser_idle(conn->parser))
+            conn->deadline_ns = now + server->options.idle_timeout_ns;
         if (queued > 0 && now > conn->write_deadline_ns)
             conn_close(conn);
         else if (conn->state != CONN_BUSY && now > conn->deadline_ns)
