@@ -4,8 +4,8 @@
  * A "broken part" is the longest prefix of a character that cannot be completed, else one byte:
  * what Python's bytes.decode("utf-8", "replace") and Rust's from_utf8_lossy turn into one U+FFFD.
  * Thread: none; pure functions. */
-#ifndef MODEL_UTF8_SCAN_H
-#define MODEL_UTF8_SCAN_H
+#ifndef BASE_UTF8_SCAN_H
+#define BASE_UTF8_SCAN_H
 
 #include <stdbool.h>
 #include <stddef.h>

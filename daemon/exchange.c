@@ -565,6 +565,9 @@ submit(struct exchange *x)
         api_error_set(&error, 400, "context_length_exceeded", "prompt",
                       "the model's context is %d tokens; the prompt alone has more",
                       s->max_context);
+    else if (x->tokenise_status == -ELOOP || x->tokenise_status == -EILSEQ)
+        api_error_set(&error, 400, "invalid_value", "prompt", "cannot tokenise: %s",
+                      x->tokenise_err.text);
     else if (x->tokenise_status < 0)
         api_error_set(&error, 500, "internal_error", "prompt", "cannot tokenise: %s",
                       x->tokenise_err.text);
@@ -608,19 +611,42 @@ submit(struct exchange *x)
     }
 }
 
+/* Ids of a text prompt, within the tokenizer's template (a BOS, say) unless the request says
+ * otherwise. */
+static int64_t
+encode(struct exchange *x, const struct completion_prompt *p, int32_t **ret_ids)
+{
+    const struct serving *s = x->daemon->serving;
+    const int32_t *before = NULL, *after = NULL;
+    int n_before = 0, n_after = 0;
+    int64_t n = tokenizer_encode(s->tokenizer, p->text, p->text_size, (size_t)s->max_context + 1,
+                                 ret_ids, &x->tokenise_err);
+
+    if (x->c->add_special_tokens)
+        tokenizer_template(s->tokenizer, &before, &n_before, &after, &n_after);
+    if (n < 0 || n_before + n_after == 0)
+        return n;
+    int32_t *all = realloc(*ret_ids, (size_t)(n_before + n + n_after) * sizeof *all);
+
+    if (all == NULL)
+        return err_set(&x->tokenise_err, ENOMEM, "no memory");
+    memmove(all + n_before, all, (size_t)n * sizeof *all);
+    memcpy(all, before, (size_t)n_before * sizeof *all);
+    memcpy(all + n_before + n, after, (size_t)n_after * sizeof *all);
+    *ret_ids = all;
+    return n_before + n + n_after;
+}
+
 static void
 tokenise(uv_work_t *work)
 {
     struct exchange *x = work->data;
-    const struct serving *s = x->daemon->serving;
 
     for (int i = 0; i < x->c->n_prompts && x->tokenise_status >= 0; i++) {
         const struct completion_prompt *p = &x->c->prompts[i];
 
         if (p->text) {
-            x->n_ids[i] =
-                tokenizer_encode(s->tokenizer, p->text, p->text_size, (size_t)s->max_context + 1,
-                                 &x->ids[i], &x->tokenise_err);
+            x->n_ids[i] = encode(x, p, &x->ids[i]);
             if (x->n_ids[i] < 0)
                 x->tokenise_status = (int)x->n_ids[i];
             continue;

@@ -161,8 +161,6 @@ compressed_ids_build(const struct tokenizer *tokenizer, int vocab, int pad_id, i
     struct code_points scratch = {0};
     struct buf nfkc = {0}, key = {0};
     int known = table->size < vocab ? table->size : vocab;
-    if (pad_id < 0 || pad_id >= known)
-        return err_set(err, EINVAL, "pad id %d is no token of the tokenizer's %d", pad_id, known);
     int r = key_set_init(&set, known);
     for (int id = 0; r == 0 && id < known; id++) {
         r = token_key(table, id, &scratch, &nfkc, &key);
@@ -172,11 +170,16 @@ compressed_ids_build(const struct tokenizer *tokenizer, int vocab, int pad_id, i
             r = map[id];
     }
     for (int id = known; r == 0 && id < vocab; id++)
-        map[id] = map[pad_id];
+        map[id] = pad_id;
     *ret_count = set.count;
     key_set_release(&set);
     free(scratch.cp);
     buf_free(&nfkc);
     buf_free(&key);
-    return r < 0 ? err_errno(err, ENOMEM, "compressed ids of %d tokens", vocab) : 0;
+    if (r < 0)
+        return err_errno(err, ENOMEM, "compressed ids of %d tokens", vocab);
+    if (pad_id < 0 || pad_id >= *ret_count)
+        return err_set(err, EINVAL, "pad id %d is none of the %d compressed ids", pad_id,
+                       *ret_count);
+    return 0;
 }

@@ -45,6 +45,7 @@ struct completion_request {
     int logprobs; /* -1: none; 0: chosen token only; 1..20 */
     bool echo, stream, include_usage, continuous_usage, ignore_eos, include_stop;
     bool return_tokens_as_ids, skip_special_tokens, engram_off;
+    bool add_special_tokens; /* put the tokenizer's template (a BOS, say) around text prompts */
     int n_stop;
     struct completion_stop stop[COMPLETION_MAX_STOP];
     int n_stop_ids;

@@ -40,8 +40,7 @@ struct field {
 };
 
 static completion_field_fn read_model, read_best_of, read_n, read_logprobs, read_top_k, read_seed,
-    read_stream_options, read_response_format, read_add_special_tokens, read_engram, read_user,
-    read_unsent_output;
+    read_stream_options, read_response_format, read_engram, read_user, read_unsent_output;
 
 #define READ(field, reader)                                                                        \
     {                                                                                              \
@@ -99,7 +98,7 @@ static const struct field fields[] = {
     BOOL("include_stop_str_in_output", include_stop),
     BOOL("skip_special_tokens", skip_special_tokens),
     BOOL("return_tokens_as_token_ids", return_tokens_as_ids),
-    READ("add_special_tokens", read_add_special_tokens),
+    BOOL("add_special_tokens", add_special_tokens),
     READ("engram", read_engram),
     /* Of no consequence for the answer */
     HARMLESS("cache_prompt"),
@@ -334,18 +333,6 @@ read_response_format(struct completion_reader *reader, const char *path, const j
     return type && strcmp(type, "text") == 0 ? 0 : unsupported(reader, path, "");
 }
 
-/* A prompt is tokenised as it stands, which is what false asks for. */
-static int
-read_add_special_tokens(struct completion_reader *reader, const char *path, const json_t *value)
-{
-    bool add;
-    int bad = completion_read_bool(reader, path, value, &add);
-
-    if (bad < 0 || !add)
-        return bad;
-    return unsupported(reader, path, " Put the tokens into the prompt.");
-}
-
 static int
 read_engram(struct completion_reader *reader, const char *path, const json_t *value)
 {
@@ -454,6 +441,7 @@ read_object(struct completion_reader *reader, json_t *object)
         .n = 1,
         .logprobs = -1,
         .skip_special_tokens = true,
+        .add_special_tokens = true,
     };
     request->ignored = arena_array(reader->arena, MAX_IGNORED, sizeof *request->ignored);
     if (!request->ignored)

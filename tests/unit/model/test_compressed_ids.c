@@ -144,12 +144,12 @@ static void
 padding_gets_the_pads_id_and_holes_share_the_empty_key(void **state)
 {
     static const char *const texts[] = {"a", "b", "A"};
-    static const int32_t expected[] = {0, 1, 0, 2, 2, 3, 2, 4, 1, 1};
+    static const int32_t expected[] = {0, 1, 0, 2, 2, 3, 2, 4, 3, 3};
     int32_t map[10];
     int count;
     struct tokenizer *tokenizer =
         tokenizer_of(texts, 3, "{\"id\":5,\"content\":\"<s>\"},{\"id\":7,\"content\":\"<t>\"}");
-    assert_int_equal(compressed_ids_build(tokenizer, 10, 1, map, &count, NULL), 0);
+    assert_int_equal(compressed_ids_build(tokenizer, 10, 3, map, &count, NULL), 0);
     assert_int_equal(count, 5);
     assert_memory_equal(map, expected, sizeof expected);
     /* A vocabulary cut short of the tokenizer's. */
@@ -159,7 +159,7 @@ padding_gets_the_pads_id_and_holes_share_the_empty_key(void **state)
 }
 
 static void
-a_pad_that_is_no_token_is_refused(void **state)
+a_pad_that_is_no_compressed_id_is_refused(void **state)
 {
     static const char *const texts[] = {"a", "b"};
     static const int bad[] = {-1, 2, 9, 10, INT32_MAX, INT32_MIN};
@@ -185,7 +185,7 @@ main(void)
         cmocka_unit_test(fragments_are_keyed_by_their_vocabulary_string),
         cmocka_unit_test(ids_are_dealt_in_order_of_first_appearance),
         cmocka_unit_test(padding_gets_the_pads_id_and_holes_share_the_empty_key),
-        cmocka_unit_test(a_pad_that_is_no_token_is_refused),
+        cmocka_unit_test(a_pad_that_is_no_compressed_id_is_refused),
     };
     return cmocka_run_group_tests_name("compressed_ids", tests, NULL, NULL);
 }

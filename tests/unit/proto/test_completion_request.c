@@ -548,7 +548,6 @@ what_would_change_the_answer_and_is_not_offered_is_refused(void **state)
         "\"prompt_embeds\":\"AAAA\"",
         "\"lora_path\":\"x\"",
         "\"logits_processors\":[\"x\"]",
-        "\"add_special_tokens\":true",
         "\"repeat_penalty\":1.1",
         "\"mirostat\":2",
         "\"mirostat\":\"2\"",
