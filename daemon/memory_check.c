@@ -56,20 +56,22 @@ memory_limit_bytes(void)
     return limit;
 }
 
-/* A budget beyond the tables is never filled: bundles plus their index stay under twice the tables.
- */
+/* What a budget nobody asked for will come to: bundles plus their index stay under twice the
+ * tables. */
 static uint64_t
 real_need(const struct serving *s, uint64_t budget)
 {
     return budget < 2 * s->table_bytes ? budget : 2 * s->table_bytes;
 }
 
+/* need_hbm, need_ram: what of the budgets counts. */
 static int
-check(const struct serving *s, uint64_t hbm, uint64_t ram, struct err *err)
+check(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t ram, uint64_t need_ram,
+      struct err *err)
 {
     uint64_t limit = memory_limit_bytes();
-    uint64_t need = s->weight_bytes + s->conf->engine_kv_size + real_need(s, hbm) +
-                    real_need(s, ram) + overhead_bytes;
+    uint64_t need =
+        s->weight_bytes + s->conf->engine_kv_size + need_hbm + need_ram + overhead_bytes;
     char text[6][32];
 
     if (need <= limit)
@@ -88,15 +90,50 @@ check(const struct serving *s, uint64_t hbm, uint64_t ram, struct err *err)
 int
 memory_check_start(const struct serving *s, struct err *err)
 {
-    return check(s, s->conf->tier_hbm_size, s->conf->tier_ram_size, err);
+    uint64_t hbm = s->conf->tier_hbm_size, ram = s->conf->tier_ram_size;
+    struct conf *built_in;
+    int status = conf_new(&built_in, err);
+
+    if (status < 0)
+        return status;
+    status = check(s, hbm, hbm == built_in->tier_hbm_size ? real_need(s, hbm) : hbm, ram,
+                   ram == built_in->tier_ram_size ? real_need(s, ram) : ram, err);
+    conf_free(built_in);
+    return status;
+}
+
+/* Within the bounds of the option? */
+static int
+check_option(const char *option, uint64_t bytes, struct err *err)
+{
+    char assignment[64];
+    struct conf *scratch;
+    int status = conf_new(&scratch, err);
+
+    if (status < 0)
+        return status;
+    snprintf(assignment, sizeof assignment, "%s=%lluB", option, (unsigned long long)bytes);
+    status = conf_set(scratch, assignment, err);
+    conf_free(scratch);
+    return status;
 }
 
 int
 memory_check_resize(const struct serving *s, uint64_t hbm, uint64_t ram, struct err *err)
 {
+    bool asked_hbm = hbm != UINT64_MAX, asked_ram = ram != UINT64_MAX;
     struct tiers_stats stats;
+    int status = asked_hbm ? check_option("tier.hbm.size", hbm, err) : 0;
 
+    if (status == 0 && asked_ram)
+        status = check_option("tier.ram.size", ram, err);
+    if (status < 0)
+        return status;
     resolver_stats(s->resolver, &stats);
-    return check(s, hbm == UINT64_MAX ? stats.tier[TIER_HBM].budget_bytes : hbm,
-                 ram == UINT64_MAX ? stats.tier[TIER_RAM].budget_bytes : ram, err);
+    if (!asked_hbm)
+        hbm = stats.tier[TIER_HBM].budget_bytes;
+    if (!asked_ram)
+        ram = stats.tier[TIER_RAM].budget_bytes;
+    return check(s, hbm, asked_hbm ? hbm : real_need(s, hbm), ram,
+                 asked_ram ? ram : real_need(s, ram), err);
 }

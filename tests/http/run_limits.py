@@ -115,5 +115,36 @@ def test_a_pipeline_of_completions_may_be_longer_than_the_servers_buffer():
         assert wire.request("GET", "/livez").response().status == 200
 
 
+def budgets(daemon):
+    return {tier["name"]: tier["budget_bytes"] for tier in daemon.get("/v1/tiers")["tiers"]}
+
+
+def test_budgets_beyond_the_machine_are_refused_with_the_sums():
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with Daemon(admin=True) as daemon:
+        before = budgets(daemon)
+        for sizes in [{"ram": machine}, {"hbm": machine}, {"ram": "15TiB"}, {"hbm": machine // 2, "ram": machine // 2}]:
+            status, answer = daemon.admin("PATCH", "/v1/tiers", {"tiers": sizes})
+            assert status == 400, (sizes, answer)
+            error = answer["error"]
+            assert error["code"] == "invalid_value" and error["param"] == "tiers", error
+            for word in ["weights", "engine.kv_size", "tier.hbm.size", "tier.ram.size", "this process may use"]:
+                assert word in error["message"], error
+        for size in [(1 << 44) + 1, 2**63 - 1, "17TiB"]:
+            for tier in ["hbm", "ram"]:
+                status, answer = daemon.admin("PATCH", "/v1/tiers", {"tiers": {tier: size}})
+                assert status == 400 and f"tier.{tier}.size" in answer["error"]["message"], answer
+                assert "16TiB" in answer["error"]["message"], answer
+        assert budgets(daemon) == before, "nothing of it was done"
+        status, _ = daemon.admin("PATCH", "/v1/tiers", {"tiers": {"ram": machine // 4}})
+        assert status == 200 and budgets(daemon)["ram"] == machine // 4, "more than the tables is no mistake"
+        assert daemon.complete(**STORY)["choices"] == server().complete(**STORY)["choices"]
+    try:
+        with Daemon({"tier.ram.size": "15TiB"}):
+            raise SystemError("it started")
+    except AssertionError as refused:
+        assert "ended with 78" in str(refused) and "tier.ram.size" in str(refused), refused
+
+
 if __name__ == "__main__":
     run(globals())
