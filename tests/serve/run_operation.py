@@ -42,6 +42,14 @@ class Manager:
                 return seen
 
 
+def wait_for(daemon, metric, seconds=30):
+    """Until the metric is not zero."""
+    deadline = time.monotonic() + seconds
+    while daemon.metric(metric) == 0:
+        assert time.monotonic() < deadline, f"{metric} stays 0"
+        time.sleep(0.01)
+
+
 def test_the_service_manager_hears_loading_ready_watchdog_and_stopping():
     manager = Manager()
     with Daemon(env={"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "400000"}) as daemon:
@@ -76,8 +84,7 @@ def test_sigterm_drains_and_refuses_new_work():
             result["answer"] = daemon.complete("Once upon a time", max_tokens=30, temperature=0, ignore_eos=True)
         thread = threading.Thread(target=ask)
         thread.start()
-        while daemon.metric("num_requests_running") == 0:
-            time.sleep(0.01)
+        wait_for(daemon, "num_requests_running")
         daemon.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         status, headers, body = daemon.request("POST", "/v1/completions", {"prompt": "x"})
@@ -99,8 +106,7 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error_event():
             result["events"] = daemon.stream("Once upon a time", max_tokens=500, temperature=0, ignore_eos=True)
         thread = threading.Thread(target=ask)
         thread.start()
-        while daemon.metric("generation_tokens_total") == 0:
-            time.sleep(0.01)
+        wait_for(daemon, "generation_tokens_total")
         assert daemon.stop() == 0
         thread.join()
         assert result["events"][-1] == "[DONE]"
@@ -110,10 +116,9 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error_event():
 def test_a_second_signal_ends_at_once():
     with Daemon({"tier.nvme.fault": "delay=50ms", "tier.hbm.size": "0B", "tier.ram.size": "0B"}) as daemon:
         thread = threading.Thread(target=lambda: daemon.request(
-            "POST", "/v1/completions", {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True}))
+            "POST", "/v1/completions", {"prompt": "Once", "max_tokens": 450, "ignore_eos": True}))
         thread.start()
-        while daemon.metric("num_requests_running") == 0:
-            time.sleep(0.01)
+        wait_for(daemon, "num_requests_running")
         begin = time.monotonic()
         daemon.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
