@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/check.h"
 #include "gpu/host/host_state.h"
@@ -10,42 +9,16 @@
 /* OpenBLAS starts threads of its own unless told not to; other BLAS libraries lack the function. */
 extern void openblas_set_num_threads(int n_threads) __attribute__((weak));
 
-enum { HUGE_BYTES = 2 << 20 };
-
-/* From two megabytes on, whole huge pages by mmap: zeroed by the kernel when first touched, so a KV
- * cache that is never filled costs nothing. Below, the heap. */
 static void *
 memory_alloc(struct device *dev, size_t size_bytes)
 {
-    if (size_bytes > SIZE_MAX - 2 * HUGE_BYTES)
-        return NULL;
-    if (size_bytes < HUGE_BYTES) {
-        void *memory = aligned_alloc(64, (size_bytes + 63 + (size_bytes == 0)) / 64 * 64);
-        return memory ? memset(memory, 0, size_bytes) : NULL;
-    }
-    size_t whole = (size_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
-    char *map =
-        mmap(NULL, whole + HUGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED)
-        return NULL;
-    size_t head = (HUGE_BYTES - (uintptr_t)map % HUGE_BYTES) % HUGE_BYTES;
-    if (head > 0)
-        (void)munmap(map, head);
-    if (head < HUGE_BYTES)
-        (void)munmap(map + head + whole, HUGE_BYTES - head);
-    (void)madvise(map + head, whole, MADV_HUGEPAGE);
-    return map + head;
+    return host_memory_alloc(&host_of(dev)->memory, size_bytes);
 }
 
 static void
 memory_free(struct device *dev, void *memory, size_t size_bytes)
 {
-    if (!memory)
-        return;
-    if (size_bytes < HUGE_BYTES)
-        free(memory);
-    else
-        (void)munmap(memory, (size_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES);
+    host_memory_free(&host_of(dev)->memory, memory, size_bytes);
 }
 
 static int
@@ -83,6 +56,7 @@ host_close(struct device *dev)
     struct host_device *host = host_of(dev);
     host->pool = pool_free(host->pool);
     free(host->scratch);
+    host_memory_close(&host->memory);
     free(host);
     return NULL;
 }
@@ -151,9 +125,10 @@ host_device_open(struct device **ret_device, const struct host_device_options *o
         return err_set(err, ENOMEM, "no memory for the CPU backend");
     host->device.ops = &host_ops;
     host->kernels = kernels;
+    host_memory_init(&host->memory);
     int result = pool_new(&host->pool, options->n_threads, err);
     if (result < 0) {
-        free(host);
+        (void)host_close(&host->device);
         return result;
     }
     host->n_threads = pool_threads(host->pool);

@@ -6,6 +6,7 @@
 #include "base/pool.h"
 #include "gpu/device.h"
 #include "gpu/host/host_kernels.h"
+#include "gpu/host/host_memory.h"
 
 enum {
     HOST_MAX_HEAD_DIM = 512,
@@ -41,6 +42,7 @@ struct host_device {
     struct pool *pool;
     int n_threads;
     struct host_scratch *scratch; /* [n_threads] */
+    struct host_memory memory;
 };
 
 static inline struct host_device *

@@ -68,9 +68,18 @@ apart_alloc(struct device *dev, size_t size_bytes)
     return memory;
 }
 
-/* --- rigs
- * -------------------------------------------------------------------------------------------------
- */
+/* --- a device whose allocations fail in turn with all others */
+
+static struct device_ops failing_ops;
+static void *(*alloc_of_host)(struct device *, size_t);
+
+static void *
+failing_alloc(struct device *dev, size_t size_bytes)
+{
+    return fails() ? NULL : alloc_of_host(dev, size_bytes);
+}
+
+/* --- rigs */
 
 enum { N = 40, PAGE = 16 };
 static int32_t tokens[N];
@@ -256,8 +265,13 @@ every_failed_allocation_is_reported_and_leaks_nothing(void **state)
         n_allocations = 0;
         fail_at = at;
         int result = host_device_open(&device, &options, &err);
-        if (result >= 0)
+        if (result >= 0) {
+            failing_ops = *device->ops;
+            alloc_of_host = failing_ops.alloc;
+            failing_ops.alloc = failing_ops.alloc_shared = failing_alloc;
+            device->ops = &failing_ops;
             result = forward_new(&forward, device, &m.shape, &limits, &err);
+        }
         if (result >= 0)
             result = fixture_load(&m, forward, DTYPE_F32, &err);
         fail_at = -1;
