@@ -227,6 +227,10 @@ reading_pair(void *arg, const char *inih_section, const char *key, const char *v
         /* Taken as it stands, the quotes would become a part of a path or name. */
         mistake(r, "%s: values are written without quotes", conf_option_name(option, name));
         r->first_line[option] = r->line;
+    } else if (*value == '#' || *value == ';') {
+        /* "key =#x": with a space it would be a comment. One of the two would surprise. */
+        mistake(r, "%s: a value cannot begin with '%c'", conf_option_name(option, name), *value);
+        r->first_line[option] = r->line;
     } else {
         r->first_line[option] = r->line;
         reading_assign(r, option, value);

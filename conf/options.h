@@ -63,7 +63,7 @@ CONF_INT(tier_nvme_retries, "tier.nvme", "retries", 2, 0, 100, CONF_RESTART, "Ti
 CONF_TIME(tier_nvme_timeout, "tier.nvme", "timeout", "10s", "1ms", "10m", CONF_RESTART, "Longest wait of a step for rows before its requests fail.")
 CONF_TEXT(tier_nvme_fault, "tier.nvme", "fault", "", CONF_ANY, CONF_RESTART, "For tests: delay=TIME, fail=1/N or fail-from=N with the delaying and failing stores on top of the disk.")
 
-CONF_WORD(log_level, "log", "level", "info", "error warning info debug", CONF_LIVE, "Lowest level that is written.")
+CONF_WORD(log_level, "log", "level", "info", "error warning info debug", CONF_RESTART, "Lowest level that is written.")
 
 #undef CONF_TEXT
 #undef CONF_WORD

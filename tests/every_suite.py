@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLOSING = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$")
 CMOCKA = {kind: re.compile(rf"^\[ *{word} *\] (\w+)$", re.M)
           for kind, word in (("passed", "OK"), ("failed", "FAILED"), ("skipped", "SKIPPED"))}
-SUITE_SECONDS = 1200
+SUITE_SECONDS = 600
 BUILDS = {
     "build": ["--buildtype=release"],
     "build-asan": ["--buildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false",
@@ -61,14 +62,19 @@ def tail(text, lines=60):
 
 
 def call(command, env=None, seconds=None):
-    """(exit status, output and errors together); 124 when the time was over, as timeout(1) has it."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=seconds, text=True, errors="replace")
-        return done.returncode, done.stdout
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout or b""
-        return 124, output if isinstance(output, str) else output.decode(errors="replace")
+    """(exit status, output and errors together); 124 when the time was over, as timeout(1) has it. What the command
+    started is ended with it: a session of its own is ended whole."""
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+            return process.returncode, output
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as end:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            if isinstance(end, KeyboardInterrupt):
+                raise
+            return 124, output
 
 
 def environment(build, **more):

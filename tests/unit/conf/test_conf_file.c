@@ -159,6 +159,16 @@ a_comment_needs_space_before_it(void **state)
     assert_string_equal(conf->model_name, "a#b");
 }
 
+/* Found by the fuzzer: "key =#x" was read as a value that no printed file could say. */
+static void
+a_value_does_not_begin_like_a_comment(void **state)
+{
+    EXPECT("[model]\npath =#x\nname=;y\n", "c:2: model.path: a value cannot begin with '#'\n"
+                                           "c:3: model.name: a value cannot begin with ';'\n");
+    EXPECT("[model]\npath = #x\n", "");
+    assert_string_equal(((struct fixture *)*state)->conf->model_path, "");
+}
+
 static void
 quotes_are_not_taken_into_the_value(void **state)
 {
@@ -340,6 +350,7 @@ main(void)
         CONF_TEST(an_indented_line_is_a_line_of_its_own),
         CONF_TEST(a_value_may_be_empty_only_where_a_text_is_expected),
         CONF_TEST(a_comment_needs_space_before_it),
+        CONF_TEST(a_value_does_not_begin_like_a_comment),
         CONF_TEST(quotes_are_not_taken_into_the_value),
         CONF_TEST(bytes_that_are_no_text_are_refused),
         CONF_TEST(a_line_too_long_for_inih_is_reported_and_never_cut),
