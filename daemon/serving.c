@@ -295,6 +295,7 @@ start_tiers(struct loading *l)
         .ram_memory = {host_chunk, host_chunk_free, s->device},
         .hbm_budget_bytes = s->conf->tier_hbm_size,
         .ram_budget_bytes = s->conf->tier_ram_size,
+        .row_share = s->conf->tier_ram_row_share,
         .max_step_rows = s->limits.max_rows,
         .steps_in_flight = ENGINE_STEPS_IN_FLIGHT,
     };

@@ -52,13 +52,14 @@ list_remove(struct fetches *fetches, struct fetch_list *list, uint32_t at)
 
 int
 fetches_init(struct fetches *fetches, const struct engram_shape *engram,
-             const struct tier_table *table, struct cold_store *cold, uint32_t n_demand_max,
-             uint32_t n_planned_max, struct err *err)
+             const struct tier_table *table, struct cold_store *cold, struct row_slice *slice,
+             uint32_t n_demand_max, uint32_t n_planned_max, struct err *err)
 {
     memset(fetches, 0, sizeof *fetches);
     fetches->engram = engram;
     fetches->table = table;
     fetches->cold = cold;
+    fetches->slice = slice;
     fetches->n_orders = engram->max_order - 1;
     fetches->weight_bytes = (uint32_t)engram_row_weight_bytes(engram);
     fetches->scale_bytes = (uint32_t)engram_row_scale_bytes(engram);
@@ -87,7 +88,7 @@ fetches_init(struct fetches *fetches, const struct engram_shape *engram,
     }
     for (uint32_t i = 0; i < fetches->n_fetches; i++)
         list_add(fetches, &fetches->free, i);
-    fetches->free_waiters = fetches->free_io = NODE_NONE;
+    fetches->free_waiters = fetches->free_io = fetches->whole_io = NODE_NONE;
     for (uint32_t i = fetches->n_waiters; i-- > 0;) {
         fetches->waiter[i].next = fetches->free_waiters;
         fetches->free_waiters = i;
@@ -198,8 +199,74 @@ add_read(struct fetches *fetches, struct fetch_io *io, int file, uint64_t offset
     fetches->batch[fetches->n_batch++] = read;
 }
 
-/* Row of head j: row_base[j] + mix mod prime[j] (engram-paper.md, 2). Layout: base/shape.h, all
- * weight rows, then all scale rows. */
+/* Row of head j: row_base[j] + mix mod prime[j] (engram-paper.md, 2). */
+static uint64_t
+row_of(const struct fetches *fetches, uint8_t set, uint64_t mix, int head)
+{
+    const struct engram_table_shape *shape = &fetches->engram->table[set / fetches->n_orders];
+    int order = set % fetches->n_orders;
+
+    return (uint64_t)shape->row_base[order][head] + mix % (uint64_t)shape->prime[order][head];
+}
+
+/* Copies one row out of the slice; false: it is not there. */
+static bool
+copy_row(const struct fetches *fetches, int region, uint64_t row, uint8_t *dst)
+{
+    const uint8_t *src = row_slice_find(fetches->slice, region, row);
+
+    if (src)
+        memcpy(dst, src, fetches->slice->region[region].row_bytes);
+    return src != NULL;
+}
+
+bool
+fetches_sliced(const struct fetches *fetches, uint8_t set, uint64_t mix)
+{
+    const struct row_slice *slice = fetches->slice;
+    int table = set / fetches->n_orders;
+
+    if (slice->n_target == 0)
+        return false;
+    for (int j = 0; j < fetches->engram->heads; j++) {
+        uint64_t row = row_of(fetches, set, mix, j);
+
+        if (!row_slice_find(slice, slice->weight_region[table], row) ||
+            (fetches->scale_bytes && !row_slice_find(slice, slice->scale_region[table], row)))
+            return false;
+    }
+    return true;
+}
+
+void
+fetches_copy(struct fetches *fetches, uint32_t at)
+{
+    struct fetch *fetch = fetches_at(fetches, at);
+    const struct row_slice *slice = fetches->slice;
+    int table = fetch->bundle.set / fetches->n_orders, heads = fetches->engram->heads;
+    uint8_t *weights = fetch->dst, *scales = weights + (size_t)heads * fetches->weight_bytes;
+    bool whole = true;
+
+    ASSERT(fetch->bundle.state == FETCH_QUEUED && !fetch->bundle.queue);
+    for (int j = 0; j < heads; j++) {
+        uint64_t row = row_of(fetches, fetch->bundle.set, fetch->bundle.mix, j);
+
+        whole = copy_row(fetches, slice->weight_region[table], row,
+                         weights + (size_t)j * fetches->weight_bytes) &&
+                whole;
+        if (fetches->scale_bytes)
+            whole = copy_row(fetches, slice->scale_region[table], row,
+                             scales + (size_t)j * fetches->scale_bytes) &&
+                    whole;
+    }
+    ASSERT(whole);
+    list_remove(fetches, &fetches->demanded, at);
+    fetch->bundle.state = FETCH_STAGED;
+    list_add(fetches, &fetches->staged, at);
+}
+
+/* Layout: base/shape.h, all weight rows, then all scale rows. Rows the slice has are copied at
+ * once. */
 static void
 issue_one(struct fetches *fetches, uint32_t at)
 {
@@ -212,26 +279,30 @@ issue_one(struct fetches *fetches, uint32_t at)
     fetches->n_reading++;
     fetches->n_planned_reading += fetch->bundle.queue;
 
-    int table = fetch->bundle.set / fetches->n_orders,
-        order = fetch->bundle.set % fetches->n_orders;
-    int heads = fetches->engram->heads;
+    int table = fetch->bundle.set / fetches->n_orders, heads = fetches->engram->heads;
     if (fetches->n_batch + (int)((fetches->io_bytes - sizeof *io) / sizeof *io->read) >
         fetches->max_batch)
         submit_batch(fetches);
-    const struct engram_table_shape *shape = &fetches->engram->table[table];
     const struct tier_table *place = &fetches->table[table];
+    const struct row_slice *slice = fetches->slice;
     uint8_t *weights = fetch->dst;
     uint8_t *scales = weights + (size_t)heads * fetches->weight_bytes;
     for (int j = 0; j < heads; j++) {
-        uint64_t row = (uint64_t)shape->row_base[order][j] +
-                       fetch->bundle.mix % (uint64_t)shape->prime[order][j];
-        add_read(fetches, io, place->weight_file,
-                 place->weight_offset_bytes + row * fetches->weight_bytes, fetches->weight_bytes,
-                 weights + (size_t)j * fetches->weight_bytes);
-        if (fetches->scale_bytes)
+        uint64_t row = row_of(fetches, fetch->bundle.set, fetch->bundle.mix, j);
+        uint8_t *weight = weights + (size_t)j * fetches->weight_bytes;
+        uint8_t *scale = scales + (size_t)j * fetches->scale_bytes;
+        if (!copy_row(fetches, slice->weight_region[table], row, weight))
+            add_read(fetches, io, place->weight_file,
+                     place->weight_offset_bytes + row * fetches->weight_bytes,
+                     fetches->weight_bytes, weight);
+        if (fetches->scale_bytes && !copy_row(fetches, slice->scale_region[table], row, scale))
             add_read(fetches, io, place->scale_file,
                      place->scale_offset_bytes + row * fetches->scale_bytes, fetches->scale_bytes,
-                     scales + (size_t)j * fetches->scale_bytes);
+                     scale);
+    }
+    if (io->pending == 0) { /* a plan whose rows have all become resident since */
+        io->next_free = fetches->whole_io;
+        fetches->whole_io = number;
     }
 }
 
@@ -252,28 +323,45 @@ fetches_issue(struct fetches *fetches)
     submit_batch(fetches);
 }
 
+static void
+finish_io(struct fetches *fetches, uint32_t number, fetch_landed_fn landed, void *arg)
+{
+    struct fetch_io *io = io_at(fetches, number);
+    uint32_t at = io->fetch;
+    struct fetch *fetch = fetches_at(fetches, at);
+    ASSERT(fetch->bundle.state == FETCH_READING); /* F3 */
+    fetches->n_reading--;
+    fetches->n_planned_reading -= fetch->bundle.queue;
+    io->next_free = fetches->free_io;
+    fetches->free_io = number;
+    landed(arg, at, io->result);
+}
+
 int
 fetches_reap(struct fetches *fetches, fetch_landed_fn landed, void *arg)
 {
     struct cold_read *done[REAP_MAX];
+    int n_whole = 0;
+    while (fetches->whole_io != NODE_NONE) {
+        uint32_t number = fetches->whole_io;
+        fetches->whole_io = io_at(fetches, number)->next_free;
+        finish_io(fetches, number, landed, arg);
+        n_whole++;
+    }
     int n = fetches->cold->ops->reap(fetches->cold, done, REAP_MAX);
     for (int i = 0; i < n; i++) {
+        if (row_slice_landed(fetches->slice, done[i]))
+            continue;
         struct fetch_io *io = done[i]->owner;
         ASSERT(io->pending > 0); /* F3 */
         if (done[i]->result < 0 && io->result == 0)
             io->result = done[i]->result;
-        if (--io->pending > 0)
-            continue;
-        uint32_t at = io->fetch;
-        struct fetch *fetch = fetches_at(fetches, at);
-        ASSERT(fetch->bundle.state == FETCH_READING); /* F3 */
-        fetches->n_reading--;
-        fetches->n_planned_reading -= fetch->bundle.queue;
-        io->next_free = fetches->free_io;
-        fetches->free_io = (uint32_t)((size_t)((uint8_t *)io - fetches->io) / fetches->io_bytes);
-        landed(arg, at, io->result);
+        if (--io->pending == 0)
+            finish_io(fetches,
+                      (uint32_t)((size_t)((uint8_t *)io - fetches->io) / fetches->io_bytes), landed,
+                      arg);
     }
-    return n;
+    return n + n_whole;
 }
 
 void

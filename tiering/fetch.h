@@ -3,7 +3,8 @@
  *
  *     FREE --new--> QUEUED --issue--> READING --landed--> (owner decides) --release--> FREE
  *                                                              |
- *                                                              +--stay--> STAGED --release--> FREE
+ *           |                                                  +--stay--> STAGED --release--> FREE
+ *           +--copy, when the row slice has all rows-------------------------^
  *
  * F1  a fetch is in the index from new to release, so a second look-up of its bundle finds it.
  * F2  waiters only in QUEUED and READING.
@@ -19,10 +20,12 @@
 #include <stdbool.h>
 
 #include "tiering/bundle_index.h"
+#include "tiering/row_slice.h"
 #include "tiering/tiers.h"
 
 enum fetch_state { FETCH_FREE, FETCH_QUEUED, FETCH_READING, FETCH_STAGED };
-enum fetch_kind { FETCH_TO_RAM, FETCH_TO_STAGING };
+/* FETCH_FROM_SLICE: to staging, copied out of the row slice and never read from the cold store. */
+enum fetch_kind { FETCH_TO_RAM, FETCH_TO_STAGING, FETCH_FROM_SLICE };
 
 struct fetch {
     struct bundle_node
@@ -53,6 +56,7 @@ struct fetches {
     const struct engram_shape *engram;
     const struct tier_table *table;
     struct cold_store *cold;
+    struct row_slice *slice;
     int n_orders;
     uint32_t weight_bytes, scale_bytes; /* of one row */
 
@@ -69,17 +73,18 @@ struct fetches {
 
     uint8_t *io;
     size_t io_bytes;
-    uint32_t n_io, free_io;
-    struct cold_read **batch; /* reads to be submitted together */
+    uint32_t n_io, free_io, whole_io; /* list: fetches whose last rows the slice gave */
+    struct cold_read **batch;         /* reads to be submitted together */
     int n_batch, max_batch;
 };
 
 typedef void (*fetch_landed_fn)(void *arg, uint32_t fetch, int result);
 
-/* engram, table and cold are borrowed. n_planned_max: fetches beyond what steps can demand. */
+/* engram, table, cold and slice are borrowed. n_planned_max: fetches beyond what steps can demand.
+ */
 int fetches_init(struct fetches *fetches, const struct engram_shape *engram,
-                 const struct tier_table *table, struct cold_store *cold, uint32_t n_demand_max,
-                 uint32_t n_planned_max, struct err *err);
+                 const struct tier_table *table, struct cold_store *cold, struct row_slice *slice,
+                 uint32_t n_demand_max, uint32_t n_planned_max, struct err *err);
 /* Nothing may be READING. */
 void fetches_free(struct fetches *fetches);
 
@@ -102,6 +107,10 @@ void fetches_issue(struct fetches *fetches);
 /* Takes finished reads, up to 256, and calls landed for each fetch they complete, which must end in
  * fetches_stay or fetches_release. Returns the number of reads. */
 int fetches_reap(struct fetches *fetches, fetch_landed_fn landed, void *arg);
+/* Whether the row slice has every row of the bundle. */
+bool fetches_sliced(const struct fetches *fetches, uint8_t set, uint64_t mix);
+/* QUEUED, of a bundle that is sliced: its rows are copied and it is STAGED. */
+void fetches_copy(struct fetches *fetches, uint32_t fetch);
 void fetches_stay(struct fetches *fetches, uint32_t fetch);
 /* QUEUED, landed or STAGED, without waiters. */
 void fetches_release(struct fetches *fetches, uint32_t fetch);

@@ -16,6 +16,7 @@ enum {
     PROMOTE_VISITS = 2, /* look-ups that found a bundle in RAM before it may displace one in HBM */
     STEPS_MAX = 64,
     DEMAND_MAX = 1 << 26,
+    SEEN_TAGS = 1 << 16,
 };
 
 static const struct bundle_address no_address = {NULL, NULL};
@@ -140,6 +141,34 @@ start_fetch(struct tiers *tiers, const struct tiers_request *request, uint8_t se
     return fetch;
 }
 
+/* The row slice has the whole bundle: a copy in staging, for as long as the steps that read it.
+ * NODE_NONE: no memory. */
+static uint32_t
+copy_sliced(struct tiers *tiers, const struct tiers_request *request, uint8_t set, uint64_t mix)
+{
+    uint32_t slot = staging_take(&tiers->staging);
+    if (slot == NODE_NONE)
+        return NODE_NONE;
+    uint32_t fetch =
+        fetches_new(&tiers->fetches, set, mix, FETCH_FROM_SLICE, slot,
+                    staging_address(&tiers->staging, slot), request->deadline_ns, false);
+    ASSERT(fetch != NODE_NONE); /* there are as many as cells of all requests */
+    fetches_copy(&tiers->fetches, fetch);
+    return fetch;
+}
+
+/* Visits of a sliced bundle, which has no record of its own: 0, or enough to displace one in HBM.
+ */
+static int
+visits_of_sliced(struct tiers *tiers, uint32_t hash)
+{
+    uint16_t *tag = &tiers->seen[hash % SEEN_TAGS], now = (uint16_t)(hash >> 16 | 1);
+    bool again = *tag == now;
+
+    *tag = now;
+    return again ? PROMOTE_VISITS : 0;
+}
+
 /* The look-up of one cell once HBM is known not to have it. True: it waits. */
 static bool
 look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, uint8_t set,
@@ -164,10 +193,19 @@ look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, u
             slot->bundle.visits = 0;
         return false;
     }
-    tiers_count(&tiers->count[TIER_RAM][set].misses, 1);
     at = bundle_index_find(&tiers->fetches.index, hash, set, mix);
-    if (at == NODE_NONE)
+    if (at == NODE_NONE && fetches_sliced(&tiers->fetches, set, mix))
+        at = copy_sliced(tiers, request, set, mix);
+    else if (at == NODE_NONE)
         at = start_fetch(tiers, request, set, mix);
+    bool sliced =
+        at != NODE_NONE && fetches_at(&tiers->fetches, at)->bundle.visits == FETCH_FROM_SLICE;
+    if (sliced) {
+        tiers_count(&tiers->count[TIER_RAM][set].hits, 1);
+        tiers_count(&tiers->count[TIER_RAM][set].bytes, tiers->bundle_bytes);
+    } else {
+        tiers_count(&tiers->count[TIER_RAM][set].misses, 1);
+    }
     if (at == NODE_NONE) {
         fail_cell(tiers, request, cell, set);
         return false;
@@ -176,10 +214,12 @@ look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, u
     if (request->step > fetch->last_step)
         fetch->last_step = request->step;
     if (fetch->bundle.state == FETCH_STAGED) {
-        tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
+        if (!sliced)
+            tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
         *address = (struct bundle_address){fetch->dst, NULL};
         if (may_promote)
-            address->promote = promote(tiers, request->step, set, mix, PROMOTE_VISITS);
+            address->promote = promote(tiers, request->step, set, mix,
+                                       sliced ? visits_of_sliced(tiers, hash) : PROMOTE_VISITS);
         return false;
     }
     if (fetch->bundle.queue) { /* planned */
@@ -405,7 +445,8 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
         uint32_t hash = bundle_hash(set, mix[i]);
         if (slot_store_find(&tiers->hbm, hash, set, mix[i]) != NODE_NONE ||
             slot_store_find(ram, hash, set, mix[i]) != NODE_NONE ||
-            bundle_index_find(&tiers->fetches.index, hash, set, mix[i]) != NODE_NONE)
+            bundle_index_find(&tiers->fetches.index, hash, set, mix[i]) != NODE_NONE ||
+            fetches_sliced(&tiers->fetches, set, mix[i]))
             continue;
         /* How many slots the store has or will have, roughly: it grows as it is used. */
         uint64_t slots = ram->budget_bytes / (ram->slot_bytes + sizeof(struct slot) + 8);
@@ -426,12 +467,23 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
     return started;
 }
 
+/* Gives the slice its share of the RAM budget; returns what it will use of it at most. */
+static uint64_t
+split_ram(struct tiers *tiers, uint64_t ram_budget_bytes)
+{
+    double share = tiers->options.row_share;
+
+    atomic_store_explicit(&tiers->ram_budget_shown, ram_budget_bytes, memory_order_relaxed);
+    return row_slice_resize(&tiers->slice, (uint64_t)((double)ram_budget_bytes * share));
+}
+
 void
 tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
 {
     ASSERT_THREAD(THREAD_RESOLVER);
     slot_store_resize(&tiers->hbm, hbm_budget_bytes, running_steps(tiers));
-    slot_store_resize(&tiers->ram, ram_budget_bytes, running_steps(tiers));
+    slot_store_resize(&tiers->ram, ram_budget_bytes - split_ram(tiers, ram_budget_bytes),
+                      running_steps(tiers));
 }
 
 /* Sizes and offsets come from a checkpoint: nothing about them is believed. */
@@ -454,6 +506,8 @@ check_options(const struct tiers_options *options, struct err *err)
             DEMAND_MAX)
         return err_set(err, EINVAL, "%d steps of %d rows in flight are out of range",
                        options->steps_in_flight, options->max_step_rows);
+    if (!(options->row_share >= 0 && options->row_share <= 1))
+        return err_set(err, EINVAL, "row share %g is not from 0 to 1", options->row_share);
     for (int t = 0; t < engram->n_layers; t++) {
         const struct engram_table_shape *shape = &engram->table[t];
         const struct tier_table *table = &options->table[t];
@@ -497,24 +551,30 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     tiers->n_requests = (uint32_t)(options->steps_in_flight * engram->n_layers);
     tiers->requests = calloc(tiers->n_requests, sizeof *tiers->requests);
     tiers->open = calloc((size_t)options->steps_in_flight, sizeof *tiers->open);
-    if (!tiers->requests || !tiers->open)
+    tiers->seen = calloc(SEEN_TAGS, sizeof *tiers->seen);
+    row_slice_init(&tiers->slice, engram, tiers->options.table, options->cold,
+                   &options->ram_memory);
+    if (!tiers->requests || !tiers->open || !tiers->seen)
         code = err_set(err, ENOMEM, "no memory for the tiers");
     if (code == 0)
         code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory,
                                options->hbm_budget_bytes, err);
     if (code == 0)
-        code = slot_store_init(&tiers->ram, tiers->bundle_bytes, &options->ram_memory,
-                               options->ram_budget_bytes, err);
+        code = slot_store_init(&tiers->ram, tiers->bundle_bytes, &options->ram_memory, 0, err);
     if (code == 0)
         code =
             staging_init(&tiers->staging, tiers->ram.slot_bytes, demand, &options->ram_memory, err);
     if (code == 0)
-        code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold, demand,
-                            PLANNED_FETCHES, err);
+        code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold,
+                            &tiers->slice, demand, PLANNED_FETCHES, err);
     if (code < 0) {
         (void)tiers_free(tiers);
         return code;
     }
+    /* Last: the slice begins to load at once, and only now is everybody there who takes reads back. */
+    slot_store_resize(&tiers->ram,
+                      options->ram_budget_bytes - split_ram(tiers, options->ram_budget_bytes),
+                      running_steps(tiers));
     *ret_tiers = tiers;
     return 0;
 }
@@ -525,12 +585,15 @@ tiers_free(struct tiers *tiers)
     if (!tiers)
         return NULL;
     tiers->closing = true;
-    while (tiers->fetches.n_reading > 0) {
+    tiers->slice.n_asked = tiers->slice.n_target; /* no more loads */
+    while (tiers->fetches.n_reading > 0 || tiers->slice.n_loading > 0) {
         struct timespec pause = {.tv_nsec = 100000};
         if (fetches_reap(&tiers->fetches, fetch_landed, tiers) == 0)
             (void)nanosleep(&pause, NULL);
     }
     fetches_free(&tiers->fetches);
+    row_slice_free(&tiers->slice);
+    free(tiers->seen);
     staging_free(&tiers->staging);
     slot_store_free(&tiers->ram);
     slot_store_free(&tiers->hbm);

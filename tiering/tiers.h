@@ -2,7 +2,7 @@
  *
  * The unit is the bundle of one set (one Engram layer and order): the rows of all H heads. Its key
  * is the 64-bit mix of the N-gram hash, from which all H rows follow, so equal keys mean equal rows.
- * Lookup order: HBM store, RAM store, reads in flight, cold store. What fits neither store passes
+ * Lookup order: HBM store, RAM store, reads in flight, resident rows of the RAM store, cold store. What fits neither store passes
  * through staging, which belongs to the steps that read it.
  *
  *                      +------------- failed: nothing is kept, the next look-up tries again
@@ -59,6 +59,9 @@ struct tiers_options {
     struct cold_store *cold; /* borrowed; must outlive the tiers */
     struct chunk_ops hbm_memory, ram_memory;
     uint64_t hbm_budget_bytes, ram_budget_bytes;
+    /* Share of the RAM budget, 0 to 1, for rows rather than bundles (row_slice.h). What the slice does not need
+     * once all rows are resident goes to bundles. */
+    double row_share;
     int max_step_rows;  /* rows of one step */
     int steps_in_flight; /* steps begun and not done or aborted, at most; 1..64 */
 };
@@ -129,6 +132,7 @@ struct tiers_stats {
         struct tier_set_stats set[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS];
     } tier[TIER_COUNT];
     uint64_t staging_bytes;      /* memory of the staging area */
+    uint64_t slice_bytes;        /* of the RAM store's used_bytes: resident rows */
     uint64_t prefetched, prefetch_used, prefetch_late; /* bundles */
     struct cold_counters nvme;
 };

@@ -32,7 +32,11 @@ struct tiers {
 
     struct slot_store hbm, ram;
     struct staging staging;
+    struct row_slice slice;
     struct fetches fetches;
+    uint16_t *seen; /* [SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a second
+                       visit */
+    _Atomic uint64_t ram_budget_shown;
 
     /* Steps done_step + 1 .. begun_step pin what they were given. */
     bool any_step;

@@ -1,0 +1,218 @@
+/* row_slice: see row_slice.h. */
+#include "tiering/row_slice.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+
+enum { RECORD_BYTES = sizeof(uint8_t *) + 1 }; /* of one block, in block and ready */
+
+static int
+add_region(struct row_slice *slice, int file, uint64_t offset, uint64_t rows, uint32_t row_bytes)
+{
+    struct slice_region *r = &slice->region[slice->n_regions];
+
+    *r = (struct slice_region){.file = file,
+                               .row_bytes = row_bytes,
+                               .rows_per_block = SLICE_BLOCK_BYTES / row_bytes,
+                               .offset_bytes = offset,
+                               .rows = rows,
+                               .first_block = slice->n_blocks};
+    r->n_blocks = (rows + r->rows_per_block - 1) / r->rows_per_block;
+    slice->n_blocks += r->n_blocks;
+    return slice->n_regions++;
+}
+
+void
+row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
+               const struct tier_table *table, struct cold_store *cold,
+               const struct chunk_ops *memory)
+{
+    uint32_t weight_bytes = (uint32_t)engram_row_weight_bytes(engram),
+             scale_bytes = (uint32_t)engram_row_scale_bytes(engram);
+
+    memset(slice, 0, sizeof *slice);
+    slice->cold = cold;
+    slice->memory = *memory;
+    slice->n_tables = engram->n_layers;
+    for (int t = 0; t < engram->n_layers && scale_bytes; t++)
+        slice->scale_region[t] = add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
+                                            (uint64_t)engram->table[t].rows, scale_bytes);
+    for (int t = 0; t < engram->n_layers; t++)
+        slice->weight_region[t] =
+            add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,
+                       (uint64_t)engram->table[t].rows, weight_bytes);
+}
+
+static const struct slice_region *
+region_of(const struct row_slice *slice, uint64_t block)
+{
+    const struct slice_region *r = slice->region;
+
+    while (block >= r->first_block + r->n_blocks)
+        r++;
+    return r;
+}
+
+static uint32_t
+block_bytes(const struct row_slice *slice, uint64_t block)
+{
+    const struct slice_region *r = region_of(slice, block);
+    uint64_t first_row = (block - r->first_block) * r->rows_per_block;
+    uint64_t rows =
+        r->rows - first_row < r->rows_per_block ? r->rows - first_row : r->rows_per_block;
+
+    return (uint32_t)(rows * r->row_bytes);
+}
+
+static void
+show_used(struct row_slice *slice)
+{
+    atomic_store_explicit(&slice->used_shown, slice->used_bytes + slice->n_target * RECORD_BYTES,
+                          memory_order_relaxed);
+}
+
+static void
+free_block(struct row_slice *slice, void *memory, uint32_t bytes)
+{
+    slice->memory.free(slice->memory.arg, memory, bytes);
+    slice->used_bytes -= bytes;
+}
+
+/* The load that writes the block, or NULL. */
+static struct slice_load *
+load_of(struct row_slice *slice, uint64_t block)
+{
+    for (int i = 0; i < SLICE_LOADS; i++)
+        if (slice->load[i].busy && slice->load[i].block == block)
+            return &slice->load[i];
+    return NULL;
+}
+
+static void
+drop_blocks(struct row_slice *slice, uint64_t from)
+{
+    for (uint64_t b = from; b < slice->n_target; b++) {
+        /* L2: a load in flight keeps its memory and finds the block gone. */
+        if (slice->block[b] && !load_of(slice, b))
+            free_block(slice, slice->block[b], block_bytes(slice, b));
+        slice->block[b] = NULL;
+        slice->ready[b] = 0;
+    }
+}
+
+void
+row_slice_free(struct row_slice *slice)
+{
+    ASSERT(slice->n_loading == 0);
+    drop_blocks(slice, 0);
+    free(slice->block);
+    free(slice->ready);
+    memset(slice, 0, sizeof *slice);
+}
+
+uint64_t
+row_slice_resize(struct row_slice *slice, uint64_t budget_bytes)
+{
+    uint64_t target = 0, need = 0;
+
+    for (; target < slice->n_blocks; target++) {
+        uint64_t more = block_bytes(slice, target) + RECORD_BYTES;
+
+        if (need + more > budget_bytes)
+            break;
+        need += more;
+    }
+    if (target < slice->n_target)
+        drop_blocks(slice, target);
+    if (target != slice->n_target) {
+        uint8_t **block = calloc(target + 1, sizeof *block), *ready = calloc(target + 1, 1);
+        uint64_t kept = target < slice->n_target ? target : slice->n_target;
+
+        if (block == NULL || ready == NULL) {
+            /* Without records for more, what there is stays. */
+            free(block);
+            free(ready);
+            slice->n_target = kept;
+        } else {
+            if (kept) {
+                memcpy(block, slice->block, kept * sizeof *block);
+                memcpy(ready, slice->ready, kept);
+            }
+            free(slice->block);
+            free(slice->ready);
+            slice->block = block;
+            slice->ready = ready;
+            slice->n_target = target;
+        }
+    }
+    if (slice->n_asked > slice->n_target)
+        slice->n_asked = slice->n_target;
+    show_used(slice);
+    row_slice_pump(slice);
+    return need;
+}
+
+void
+row_slice_pump(struct row_slice *slice)
+{
+    for (int i = 0; i < SLICE_LOADS && slice->n_asked < slice->n_target; i++) {
+        struct slice_load *load = &slice->load[i];
+        uint64_t block = slice->n_asked;
+
+        if (load->busy)
+            continue;
+        /* Given up and wanted again while its old read is still out: wait for that one. */
+        if (load_of(slice, block))
+            return;
+        const struct slice_region *r = region_of(slice, block);
+        uint32_t bytes = block_bytes(slice, block);
+        uint8_t *memory = slice->memory.alloc(slice->memory.arg, bytes);
+
+        slice->n_asked++;
+        if (memory == NULL)
+            continue; /* its rows come from the disk */
+        slice->block[block] = memory;
+        slice->used_bytes += bytes;
+        *load = (struct slice_load){.block = block, .bytes = bytes, .busy = true};
+        load->read = (struct cold_read){
+            .file = r->file,
+            .offset_bytes = r->offset_bytes +
+                            (block - r->first_block) * r->rows_per_block * (uint64_t)r->row_bytes,
+            .size_bytes = bytes,
+            .dst = memory,
+            .deadline_ns = UINT64_MAX, /* behind everything a step or a plan wants */
+            .owner = load,
+        };
+        slice->n_loading++;
+        struct cold_read *read = &load->read;
+
+        slice->cold->ops->submit(slice->cold, &read, 1);
+    }
+    show_used(slice);
+}
+
+bool
+row_slice_landed(struct row_slice *slice, struct cold_read *read)
+{
+    struct slice_load *load = read->owner;
+
+    if ((uintptr_t)load < (uintptr_t)slice->load ||
+        (uintptr_t)load >= (uintptr_t)(slice->load + SLICE_LOADS))
+        return false;
+    ASSERT(load->busy);
+    load->busy = false;
+    slice->n_loading--;
+    bool wanted = load->block < slice->n_target && slice->block[load->block] == read->dst;
+
+    if (wanted && read->result >= 0) {
+        slice->ready[load->block] = 1; /* L1 */
+    } else {
+        if (wanted)
+            slice->block[load->block] = NULL;
+        free_block(slice, read->dst, load->bytes);
+    }
+    row_slice_pump(slice);
+    return true;
+}
