@@ -20,7 +20,8 @@ enum thread_role {
     THREAD_BACKGROUND,
 };
 
-/* Names the calling thread for the kernel (ps, gdb) and for ASSERT_THREAD. */
+/* Names the calling thread for the kernel (ps, gdb) and for ASSERT_THREAD. The resolver and the ring also ask for
+ * short time slices. */
 void thread_enter(enum thread_role role);
 enum thread_role thread_current(void);
 
