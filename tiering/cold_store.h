@@ -1,9 +1,12 @@
-/* cold_store: the disk tier as a table of operations. Real: nvme_store (io_uring). For tests and faults:
- * null_store (a byte pattern computed from file and offset), delay_store and fault_store, which stack on another.
+/* cold_store: the disk tier as a table of operations. Real: nvme_store (io_uring). For tests and
+ * faults: null_store (a byte pattern computed from file and offset), delay_store and fault_store,
+ * which stack on another.
  *
- * submit hands over reads; each comes back through reap exactly once, in any order, with `result` set. A
- * read belongs to the store between the two. The store calls notify(arg), from any of its threads, when
- * reap has something after having had nothing. Thread: submit, reap and flush by one thread (resolver). */
+ * submit hands over reads; each comes back through reap exactly once, in any order, with `result`
+ * set. A read belongs to the store between the two. The store calls notify(arg), from any of its
+ * threads or from inside submit, when reap has something after having had nothing; notify wakes the
+ * reaping thread and calls nothing of the store. Thread: submit and reap by one thread (resolver).
+ */
 #ifndef TIERING_COLD_STORE_H
 #define TIERING_COLD_STORE_H
 
@@ -44,7 +47,8 @@ struct cold_store_ops {
     void (*submit)(struct cold_store *store, struct cold_read **reads, int n);
     /* Up to max finished reads; returns how many. Does not block. */
     int (*reap)(struct cold_store *store, struct cold_read **ret_reads, int max);
-    void (*counters)(const struct cold_store *store, struct cold_counters *ret_counters); /* any thread */
+    /* Any thread. */
+    void (*counters)(const struct cold_store *store, struct cold_counters *ret_counters);
     /* All reads must have been reaped. Closes the stacked store too. Accepts NULL, returns NULL. */
     struct cold_store *(*close)(struct cold_store *store);
 };
@@ -72,10 +76,13 @@ const char *nvme_store_describe(const struct cold_store *store);
 int null_store_open(struct cold_store **ret_store, cold_notify_fn notify, void *arg);
 /* The byte null_store delivers at an offset of a file. */
 uint8_t null_store_byte(int file, uint64_t offset_bytes);
+/* Hands on what below finishes delay_ns later. below's notify must reach the thread that reaps this
+ * one. While a read is in the store its deadline_ns may be overwritten. */
 int delay_store_open(struct cold_store **ret_store, struct cold_store *below, uint64_t delay_ns,
                      cold_notify_fn notify, void *arg);
-/* Fails a read with -EIO when its number (from 0) is at least fail_from and divisible by every_nth
- * (every_nth 0: none by number), or when its byte range meets [bad_begin, bad_end) of bad_file. */
+/* Fails a read with -EIO when its number (in order of submission, from 0) is at least fail_from and
+ * divisible by every_nth (every_nth 0: none by number), or when its byte range meets [bad_begin,
+ * bad_end) of bad_file. */
 struct fault_plan {
     uint64_t fail_from, every_nth;
     int bad_file;

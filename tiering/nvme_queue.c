@@ -4,6 +4,7 @@
 #include "tiering/nvme_queue.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 
@@ -347,4 +348,37 @@ nvme_queue_remove(struct nvme_queue *queue, struct extent *extent)
     queue->free_extents = extent;
     ASSERT(queue->n_extents > 0);
     queue->n_extents--;
+}
+
+void
+extent_deliver(struct extent *extent, const uint8_t *buffer, uint64_t size_bytes,
+               struct read_chain *finished)
+{
+    uint64_t begin = extent->served_bytes, end = begin + size_bytes;
+    struct read_chain left = {0};
+    struct cold_read *read;
+    while ((read = read_chain_pop(&extent->reads))) {
+        uint64_t from = read->offset_bytes > begin ? read->offset_bytes : begin;
+        uint64_t read_end = read->offset_bytes + read->size_bytes;
+        uint64_t to = read_end < end ? read_end : end;
+        if (from < to)
+            memcpy((uint8_t *)read->dst + (from - read->offset_bytes), buffer + (from - begin),
+                   to - from);
+        read->result = 0;
+        read_chain_add(read_end <= end ? finished : &left, read);
+    }
+    extent->reads = left;
+}
+
+void
+extent_fail(struct extent *extent, uint64_t end, int result, struct read_chain *finished)
+{
+    struct read_chain left = {0};
+    struct cold_read *read;
+    while ((read = read_chain_pop(&extent->reads))) {
+        if (read->offset_bytes < end)
+            read->result = result;
+        read_chain_add(read->offset_bytes < end ? finished : &left, read);
+    }
+    extent->reads = left;
 }

@@ -50,4 +50,12 @@ struct extent *nvme_queue_pop(struct nvme_queue *queue); /* NULL: none is waitin
 void nvme_queue_remove(struct nvme_queue *queue, struct extent *extent);
 bool nvme_queue_waiting(const struct nvme_queue *queue);
 
+/* buffer holds the file's bytes [served, served + size): gives every read of the extent its part.
+ * Those that are complete move to finished, with result 0. */
+void extent_deliver(struct extent *extent, const uint8_t *buffer, uint64_t size_bytes,
+                    struct read_chain *finished);
+/* Reads of the extent that need a byte before file offset `end` move to finished with this result.
+ */
+void extent_fail(struct extent *extent, uint64_t end, int result, struct read_chain *finished);
+
 #endif

@@ -80,10 +80,6 @@ static void
 finish(struct nvme_store *store, struct cold_read *read, int result)
 {
     read->result = result;
-    if (result < 0)
-        count_up(&store->count.errors, 1);
-    else
-        count_up(&store->count.useful_bytes, read->size_bytes);
     read_chain_add(&store->finished, read);
 }
 
@@ -143,43 +139,6 @@ start_extents(struct nvme_store *store)
     atomic_store_explicit(&store->count.in_flight, (uint64_t)store->n_busy, memory_order_relaxed);
 }
 
-/* The buffer holds the file's bytes [served, served + size): gives every read its part. */
-static void
-deliver(struct nvme_store *store, struct extent *extent, const uint8_t *buffer, uint64_t size)
-{
-    uint64_t begin = extent->served_bytes, end = begin + size;
-    struct read_chain left = {0};
-    struct cold_read *read;
-    while ((read = read_chain_pop(&extent->reads))) {
-        uint64_t from = read->offset_bytes > begin ? read->offset_bytes : begin;
-        uint64_t read_end = read->offset_bytes + read->size_bytes;
-        uint64_t to = read_end < end ? read_end : end;
-        if (from < to)
-            memcpy((uint8_t *)read->dst + (from - read->offset_bytes), buffer + (from - begin),
-                   to - from);
-        if (read_end <= end)
-            finish(store, read, 0);
-        else
-            read_chain_add(&left, read);
-    }
-    extent->reads = left;
-}
-
-/* Fails the reads that need any byte of [served, end). */
-static void
-fail_range(struct nvme_store *store, struct extent *extent, uint64_t end, int result)
-{
-    struct read_chain left = {0};
-    struct cold_read *read;
-    while ((read = read_chain_pop(&extent->reads))) {
-        if (read->offset_bytes < end)
-            finish(store, read, result);
-        else
-            read_chain_add(&left, read);
-    }
-    extent->reads = left;
-}
-
 static void
 count_latency(struct nvme_store *store, const struct extent *extent, uint64_t bytes)
 {
@@ -207,7 +166,7 @@ extent_failed(struct nvme_store *store, struct extent *extent, int result)
         uint64_t bad_end =
             extent->served_bytes / store->files.page_bytes * store->files.page_bytes +
             store->files.page_bytes;
-        fail_range(store, extent, bad_end, -EIO);
+        extent_fail(extent, bad_end, -EIO, &store->finished);
         extent->served_bytes = bad_end;
     }
     extent->careful = true;
@@ -223,11 +182,11 @@ extent_progress(struct nvme_store *store, struct extent *extent, const uint8_t *
         return extent_failed(store, extent, result);
     uint64_t page_bytes = store->files.page_bytes;
     count_latency(store, extent, (uint64_t)result);
-    deliver(store, extent, buffer, (uint64_t)result);
+    extent_deliver(extent, buffer, (uint64_t)result, &store->finished);
     /* Direct reads begin at whole pages; a short one goes on from the page it ended in. */
     uint64_t served = (extent->served_bytes + (uint64_t)result) / page_bytes * page_bytes;
     if (served == extent->served_bytes) { /* the end of the file, which was longer once */
-        fail_range(store, extent, UINT64_MAX, -EIO);
+        extent_fail(extent, UINT64_MAX, -EIO, &store->finished);
         return false;
     }
     extent->served_bytes = served;
@@ -263,6 +222,13 @@ take_done(struct nvme_store *store)
 static void
 hand_back(struct nvme_store *store)
 {
+    uint64_t errors = 0, useful = 0;
+    for (const struct cold_read *read = store->finished.first; read; read = read->next) {
+        errors += read->result < 0;
+        useful += read->result < 0 ? 0 : read->size_bytes;
+    }
+    count_up(&store->count.errors, errors);
+    count_up(&store->count.useful_bytes, useful);
     if (store->finished.first && read_list_push(&store->done, &store->finished) &&
         store->options.notify)
         store->options.notify(store->options.notify_arg);

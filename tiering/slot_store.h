@@ -5,7 +5,7 @@
  *     FREE ----------> FILLING ----------> RESIDENT
  *       ^                 |                   |
  *       +-----drop--------+                   |
- *       +-----evicted by take, or dropped with its chunk
+ *       +--evicted by take, or with its chunk-+
  *
  * S1  a RESIDENT slot is in the index; a FILLING one is iff `listed` when it was taken (HBM: the
  * gather of a step fills it, and nobody may promote it twice; RAM: the fetch in flight stands for

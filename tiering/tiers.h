@@ -1,33 +1,37 @@
 /* tiers: where every N-gram's bundle lives, and how it gets to a step in time.
  *
  * The unit is the bundle of one set (one Engram layer and order): the rows of all H heads. Its key
- * is the 64-bit mix of the N-gram hash, from which all H rows follow, so equal keys mean equal rows.
- * Lookup order: HBM store, RAM store, reads in flight, resident rows of the RAM store, cold store. What fits neither store passes
- * through staging, which belongs to the steps that read it.
+ * is the 64-bit mix of the N-gram hash, from which all H rows follow, so equal keys mean equal
+ * rows. Lookup order: HBM store, RAM store, reads in flight, resident rows of the RAM store
+ * (row_slice.h), cold store. What fits neither store passes through staging, which belongs to the
+ * steps that read it.
  *
- *                      +------------- failed: nothing is kept, the next look-up tries again
- *                      |
- *     ABSENT --------> READING --landed--> WARM (RAM slot) ----promote----> FILLING --step done--> HOT (HBM slot)
- *       ^              look-ups wait |  ^ |                  (a copy: the      |                    |
- *       |                            |  | |                   RAM slot stays)  +--step aborted--+   |
- *       |                            +--+-|----> STAGED -----------------------^                |   |
- *       +--------- evicted, or steps over -------------------<------------------<--------------+<---+
+ *     ABSENT --fetch--> READING --landed--> WARM (RAM slot) -------promote----+
+ *       ^                  |  |                 |                              v
+ *       |                  |  +--landed--> STAGED (staging slot) --promote--> FILLING --done--> HOT
+ *       |                  |                    |                              |         (HBM slot)
+ *       +------failed------+                    |                              |              |
+ *       +-- evicted, or its steps are over -----+------step aborted------------+----evicted---+
  *
- * T1  bytes of a source address do not change while a step it was given to runs: its RAM slot is pinned, its
- *     staging slot kept, its HBM slot written by no gather but of a later step.
- * T2  an HBM slot is a source only after the step that filled it is done, so a step that fails takes back
- *     its promotions and nobody has read them.
- * T3  one (row, order) is given an HBM slot to fill, always of the newest step, and the slot is no source of
- *     that step.
+ * fetch: tiers_resolve and tiers_prefetch. landed, failed: tiers_poll. promote: a copy, made by the
+ * gather of the step; tiers_resolve and tiers_poll choose it. What is read for nobody but a plan
+ * goes to RAM only.
+ *
+ * T1  bytes of a source address do not change while a step it was given to runs: its RAM slot is
+ *     pinned, its staging slot kept, its HBM slot written by no gather but of a later step.
+ * T2  an HBM slot is a source only after the step that filled it is done, so a step that fails
+ *     takes back its promotions and nobody has read them.
+ * T3  one (row, order) is given an HBM slot to fill, always of the newest step, and the slot is no
+ *     source of that step.
  * T4  a bundle has one read in flight, whatever number of look-ups, steps and plans want it.
  * T5  a request's flag is raised once, when none of its look-ups waits any more.
  * T6  used <= budget of each store, after every call (slot_store.h, S4).
  *
- * Life of a step (ids rise, from 1 on): tiers_resolve for each Engram layer, in order of layer; the engine computes;
- * tiers_step_done or tiers_step_abort once nothing on the device reads its bundles any more. Between, every
- * bundle of the step is pinned. The bundles of one step are gathered after those of the steps before it.
- * Thread: resolver, for all but tiers_stats. The cold store's notify may be called from inside a call to
- * tiers_*: it may wake this thread, not call back.                                                 */
+ * Life of a step (ids rise, from 1 on): tiers_resolve for each Engram layer, in order of layer; the
+ * engine computes; tiers_step_done or tiers_step_abort once nothing on the device reads its bundles
+ * any more. Between, every bundle of the step is pinned. The bundles of one step are gathered after
+ * those of the steps before it. Thread: resolver, for all but tiers_stats. The cold store's notify
+ * may be called from inside a call to tiers_*: it may wake this thread, not call back. */
 #ifndef TIERING_TIERS_H
 #define TIERING_TIERS_H
 
@@ -46,7 +50,8 @@ struct tier_table {
     uint64_t weight_offset_bytes, scale_offset_bytes; /* of row 0; scale unused without scales */
 };
 
-/* Memory of a store, in chunks; given by the daemon: device memory for HBM, (pinned) RAM for RAM. */
+/* Memory of a store, in chunks; given by the daemon: device memory for HBM, (pinned) RAM for RAM.
+ * */
 struct chunk_ops {
     void *(*alloc)(void *arg, size_t size_bytes); /* NULL: none left */
     void (*free)(void *arg, void *chunk, size_t size_bytes);
@@ -59,8 +64,8 @@ struct tiers_options {
     struct cold_store *cold; /* borrowed; must outlive the tiers */
     struct chunk_ops hbm_memory, ram_memory;
     uint64_t hbm_budget_bytes, ram_budget_bytes;
-    /* Share of the RAM budget, 0 to 1, for rows rather than bundles (row_slice.h). What the slice does not need
-     * once all rows are resident goes to bundles. */
+    /* Share of the RAM budget, 0 to 1, for rows rather than bundles (row_slice.h). What the slice
+     * does not need once all rows are resident goes to bundles. */
     double row_share;
     int max_step_rows;  /* rows of one step */
     int steps_in_flight; /* steps begun and not done or aborted, at most; 1..64 */
@@ -69,17 +74,18 @@ struct tiers_options {
 struct tiers;
 
 int tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct err *err);
-/* No step may run; reads in flight are waited for. Requests whose flag was not raised are forgotten: their
- * arrays are not touched any more. Accepts NULL, returns NULL. */
+/* No step may run; reads in flight are waited for. Requests whose flag was not raised are
+ * forgotten: their arrays are not touched any more. Accepts NULL, returns NULL. */
 struct tiers *tiers_free(struct tiers *tiers);
 
-/* Where are the bundles of n_rows tokens for one Engram layer? mix and address are [n_rows, orders].
- * Fills address, starts reads for what no store has, and raises ready to ready_value once all bundles are
- * there (possibly before it returns). Before that failed[row] is set to 1 for every row one of whose bundles
- * could not be read (it is never set to 0 here); the address of that bundle is {NULL, NULL}. Arrays stay
- * the caller's and must live until then, even when the step is aborted; steps_in_flight requests of one
- * table may wait at a time. A step that is reported done has written every promote address it was given:
- * rows that are not gathered must be named in skip. */
+/* Where are the bundles of n_rows tokens for one Engram layer? mix and address are [n_rows,
+ * orders]. Fills address, starts reads for what no store has, and raises ready to ready_value once
+ * all bundles are there (possibly before it returns). Before that failed[row] is set to 1 for every
+ * row one of whose bundles could not be read (it is never set to 0 here); the address of that
+ * bundle is {NULL, NULL}. Arrays stay the caller's and must live until then, even when the step is
+ * aborted; steps_in_flight requests of one table may wait at a time. A step that is reported done
+ * has written every promote address it was given: rows that are not gathered must be named in skip.
+ * */
 struct tiers_request {
     uint64_t step;
     int table; /* index into engram.table */
@@ -87,23 +93,23 @@ struct tiers_request {
     const uint64_t *mix;
     struct bundle_address *address;
     uint8_t *failed;     /* [n_rows] */
-    const uint8_t *skip; /* NULL, or [n_rows]: 1 = nothing is wanted, the addresses are {NULL, NULL} */
+    const uint8_t *skip; /* NULL, or [n_rows]: 1 = nothing is wanted, addresses are {NULL, NULL} */
     struct flag *ready;
     uint64_t ready_value;
     uint64_t deadline_ns; /* when the layer will want them */
 };
 void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
-/* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any more
- * either, but their promotions count only when they are reported themselves. */
+/* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any
+ * more either, but their promotions count only when they are reported themselves. */
 void tiers_step_done(struct tiers *tiers, uint64_t step);
-/* In place of tiers_step_done for a step that did not run to its end: its promotions are taken back. It says
- * nothing about other steps, and may come late, after later ones are done. */
+/* In place of tiers_step_done for a step that did not run to its end: its promotions are taken
+ * back. It says nothing about other steps, and may come late, after later ones are done. */
 void tiers_step_abort(struct tiers *tiers, uint64_t step);
 
-/* Plan at admission: start reading what the stores lack of these mixes ([n]) of one table and order (2 ..
- * max_order), with a later deadline than any step. Takes only RAM store room that pinned and hotter bundles
- * leave, an eighth of it at most for bundles that no step has used yet; returns how many bundles were
- * started. What was not can be asked for again later. */
+/* Plan at admission: start reading what the stores lack of these mixes ([n]) of one table and order
+ * (2 .. max_order), with a later deadline than any step. Takes only RAM store room that pinned and
+ * hotter bundles leave, an eighth of it at most for bundles that no step has used yet; returns how
+ * many bundles were started. What was not can be asked for again later. */
 int tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, int n,
                    uint64_t deadline_ns);
 
@@ -111,16 +117,18 @@ int tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mi
 int tiers_poll(struct tiers *tiers);
 
 /* New budgets. Growth is at once; of a shrinking store what is pinned goes as its steps end.
- * used_bytes never exceeds the larger of the old and the new budget, and the new one once settled. */
+ * used_bytes never exceeds the larger of the old and the new budget, and the new one once settled.
+ * */
 void tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes);
 
 enum { TIER_HBM, TIER_RAM, TIER_NVME, TIER_COUNT };
-/* One layer and order in one tier; counters since start. Each look-up counts, also of equal N-grams in one
- * call: it is a hit or a miss of HBM; a miss of HBM is a hit or a miss of RAM; a miss of RAM is a hit of
- * NVMe when its bundle has been read (for whomever) and a miss of NVMe when that failed. */
+/* One layer and order in one tier; counters since start. Each look-up counts, also of equal N-grams
+ * in one call: it is a hit or a miss of HBM; a miss of HBM is a hit or a miss of RAM; a miss of RAM
+ * is a hit of NVMe when its bundle has been read (for whomever) and a miss of NVMe when that
+ * failed. */
 struct tier_set_stats {
     uint64_t hits, misses;
-    uint64_t bytes; /* bundle bytes: of hits for HBM and RAM; of bundles read, plans included, for NVMe */
+    uint64_t bytes; /* of bundles: hits for HBM and RAM; what was read, plans too, for NVMe */
     uint64_t evictions;
     uint64_t promotions; /* bundles that came into the store */
     uint64_t used_bytes; /* slots; the tier's used_bytes has records and index as well */

@@ -1,4 +1,5 @@
-/* tiers_state: what tiers.c and tiers_stats.c share. Thread: resolver, but for what is atomic. */
+/* tiers_state: what tiers.c, tiers_new.c and tiers_stats.c share. Thread: resolver, but for what is
+ * atomic. */
 #ifndef TIERING_TIERS_STATE_H
 #define TIERING_TIERS_STATE_H
 
@@ -8,6 +9,11 @@
 #include "tiering/slot_store.h"
 #include "tiering/staging.h"
 #include "tiering/tiers.h"
+
+enum {
+    TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
+    TIERS_SEEN_TAGS = 1 << 16,
+};
 
 struct set_counts { /* one writer */
     _Atomic uint64_t hits, misses, bytes, promotions;
@@ -34,8 +40,8 @@ struct tiers {
     struct staging staging;
     struct row_slice slice;
     struct fetches fetches;
-    uint16_t *seen; /* [SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a second
-                       visit */
+    uint16_t *seen; /* [TIERS_SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a
+                       second visit */
     _Atomic uint64_t ram_budget_shown;
 
     /* Steps done_step + 1 .. begun_step pin what they were given. */
@@ -51,6 +57,12 @@ struct tiers {
     _Atomic uint64_t prefetched, prefetch_used, prefetch_late;
     uint64_t table_bytes;
 };
+
+/* Gives the slice its share of the RAM budget; returns what it will use of it at most. */
+uint64_t tiers_split_ram(struct tiers *tiers, uint64_t ram_budget_bytes);
+
+/* fetch_landed_fn */
+void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);
 
 /* One writer: no locked instruction needed. */
 static inline void

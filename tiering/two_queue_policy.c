@@ -2,14 +2,21 @@
  *
  *     arrival --> PROBATION --touched again--> MAIN <--touched: goes round again--+
  *                     |                          |                                |
- *                     +--untouched: evicted      +--------------------------------+--untouched:
- * evicted
+ *                     +--else: evicted           +--------------------------------+--else: evicted
  *
  * Both are first in, first out. While probation holds more than its share of the store, victims
  * come from there, so a long prefill, whose bundles nobody asks for twice, flows through that share
- * and leaves main alone. A planned bundle that was not used yet goes round probation once more. The
- * idea is that of S3-FIFO without its memory of evicted keys, which would cost a tenth of the
- * budget at 136-byte bundles. */
+ * and leaves main alone. A planned bundle that was not used yet goes round probation once more.
+ *
+ * The idea is that of S3-FIFO without its memory of evicted keys: in a replay it brought a point at
+ * best, and it would cost a tenth of the budget at 136-byte bundles. Hit rates of decode in per
+ * cent, stores of 2,000, 16,000 and 128,000 bundles (orders 2 and 3 of English prose by words; 16
+ * streams of 200 tokens, each after a prefill of 300, from random places of 10.7 million tokens):
+ *
+ *     LRU               11.2  25.5  43.1      two queues, share 10 %   20.1  34.7  50.7
+ *     clock             12.7  27.4  45.6                  share 25 %   19.4  34.3  50.8
+ *     SIEVE             19.3  34.1  50.5                  share 50 %   17.9  32.3  49.3
+ *     S3-FIFO, 10 %     19.8  34.4  51.8                  share 75 %   15.3  29.1  45.8 */
 #include <stdlib.h>
 
 #include "base/check.h"
@@ -17,7 +24,7 @@
 
 enum { QUEUE_NONE, QUEUE_PROBATION, QUEUE_MAIN };
 enum { PLANNED = 0x80, VISITS_MAX = 3 };
-enum { PROBATION_SHARE = 4 }; /* one part in so many */
+enum { PROBATION_SHARE = 8 }; /* one part in so many */
 /* Slots looked at for one victim, per queue. In probation most of those that do not leave go to
  * main, which each does once, so the larger number is rare. */
 enum { EFFORT_PROBATION = 128, EFFORT_MAIN = 32 };

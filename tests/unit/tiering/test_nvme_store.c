@@ -6,8 +6,13 @@
 
 #include <cmocka.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "tests/unit/tiering/cold_fixture.h"
 #include "tiering/nvme_store.h"
@@ -287,6 +292,51 @@ a_file_system_without_direct_reads_is_read_all_the_same(void **state)
     (void)unlink(shm);
 }
 
+/* As containers do: a system call filter under which io_uring_setup is not permitted. */
+static int
+deny_io_uring(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), /* seccomp_data.nr */
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof code[0], code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+        return -1;
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+static void
+a_kernel_that_denies_io_uring_is_served_by_pread(void **state)
+{
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct cold_store *store;
+        struct err err = ERR_INIT;
+        if (deny_io_uring() < 0)
+            _exit(77);
+        if (try_open(&store, path, FILE_BYTES, true, &err) < 0)
+            _exit(1);
+        if (!strstr(nvme_store_describe(store), "pread") ||
+            !strstr(nvme_store_describe(store), "not permitted"))
+            _exit(2);
+        uint8_t bytes[16];
+        if (read_at(store, 4090, 16, bytes) < 0 || bytes[15] != null_store_byte(0, 4105))
+            _exit(3);
+        store->ops->close(store);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static void
 the_fault_store_fails_what_its_plan_says_and_nothing_else(void **state)
 {
@@ -346,6 +396,8 @@ main(void)
                                         drop_file),
         cmocka_unit_test_setup_teardown(a_file_system_without_direct_reads_is_read_all_the_same,
                                         make_file, drop_file),
+        cmocka_unit_test_setup_teardown(a_kernel_that_denies_io_uring_is_served_by_pread, make_file,
+                                        drop_file),
         cmocka_unit_test_setup_teardown(the_fault_store_fails_what_its_plan_says_and_nothing_else,
                                         make_file, drop_file),
         cmocka_unit_test_setup_teardown(the_delay_store_keeps_reads_for_its_delay, make_file,
