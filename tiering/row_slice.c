@@ -69,8 +69,7 @@ block_bytes(const struct row_slice *slice, uint64_t block)
 static void
 show_used(struct row_slice *slice)
 {
-    atomic_store_explicit(&slice->used_shown, slice->used_bytes + slice->n_target * RECORD_BYTES,
-                          memory_order_relaxed);
+    atomic_store_explicit(&slice->used_shown, row_slice_used(slice), memory_order_relaxed);
 }
 
 static void
@@ -112,18 +111,53 @@ row_slice_free(struct row_slice *slice)
     memset(slice, 0, sizeof *slice);
 }
 
+/* Blocks that fit the budget, in order of need, and what they take. */
+static uint64_t
+blocks_within(const struct row_slice *slice, uint64_t budget_bytes, uint64_t *ret_need_bytes)
+{
+    uint64_t n = 0, need = 0;
+
+    for (int i = 0; i < slice->n_regions; i++) {
+        const struct slice_region *r = &slice->region[i];
+        uint64_t whole = (uint64_t)r->rows_per_block * r->row_bytes + RECORD_BYTES;
+        uint64_t fit = (budget_bytes - need) / whole;
+
+        if (fit < r->n_blocks - 1) {
+            *ret_need_bytes = need + fit * whole;
+            return n + fit;
+        }
+        n += r->n_blocks - 1;
+        need += (r->n_blocks - 1) * whole;
+        uint64_t last = block_bytes(slice, n) + RECORD_BYTES; /* often a short one */
+        if (last > budget_bytes - need)
+            break;
+        n++;
+        need += last;
+    }
+    *ret_need_bytes = need;
+    return n;
+}
+
 uint64_t
+row_slice_need(const struct row_slice *slice, uint64_t budget_bytes)
+{
+    uint64_t need;
+
+    (void)blocks_within(slice, budget_bytes, &need);
+    return need;
+}
+
+uint64_t
+row_slice_used(const struct row_slice *slice)
+{
+    return slice->used_bytes + slice->n_target * RECORD_BYTES;
+}
+
+void
 row_slice_resize(struct row_slice *slice, uint64_t budget_bytes)
 {
-    uint64_t target = 0, need = 0;
+    uint64_t target = blocks_within(slice, budget_bytes, &slice->need_bytes);
 
-    for (; target < slice->n_blocks; target++) {
-        uint64_t more = block_bytes(slice, target) + RECORD_BYTES;
-
-        if (need + more > budget_bytes)
-            break;
-        need += more;
-    }
     if (target < slice->n_target)
         drop_blocks(slice, target);
     if (target != slice->n_target) {
@@ -151,7 +185,6 @@ row_slice_resize(struct row_slice *slice, uint64_t budget_bytes)
         slice->n_asked = slice->n_target;
     show_used(slice);
     row_slice_pump(slice);
-    return need;
 }
 
 void

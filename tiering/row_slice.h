@@ -7,14 +7,14 @@
  * for the disk behind the blocks before it and an early one cannot.
  *
  *     beyond the target --resize--> LOADING --landed--> READY --resize--> freed
- *                                      +--failed--> ABSENT: its rows come from the disk, with its
- * errors
+ *                                      +--failed--> ABSENT: its rows come from the disk, errors too
  *
  * L1  a block's bytes are written once, by the cold store, before it is READY.
  * L2  rows are copied out by the caller at once: nothing points into a block, so a shrinking slice
- * frees at once. A block still LOADING is freed when its read lands. L3  used <= budget, after
- * every call but while blocks that were given up are still LOADING. Thread: resolver; used_shown:
- * any.                                                             */
+ *     frees at once. A block still LOADING is freed when its read lands.
+ * L3  used <= budget, after every call but while blocks that were given up are still LOADING.
+ *
+ * Thread: resolver; used_shown: any. */
 #ifndef TIERING_ROW_SLICE_H
 #define TIERING_ROW_SLICE_H
 
@@ -52,7 +52,8 @@ struct row_slice {
     uint8_t **block;            /* [n_target]; NULL: not allocated, or given up */
     uint8_t *ready;             /* [n_target] */
     uint64_t n_target, n_asked; /* blocks the budget has room for; blocks whose load has begun */
-    uint64_t used_bytes;
+    uint64_t used_bytes;        /* of blocks */
+    uint64_t need_bytes; /* of the blocks below n_target, with their records, once all are there */
     struct slice_load load[SLICE_LOADS];
     int n_loading;
     _Atomic uint64_t used_shown;
@@ -63,9 +64,10 @@ void row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
                     const struct chunk_ops *memory);
 /* Nothing may be loading. */
 void row_slice_free(struct row_slice *slice);
-/* New budget; returns what of it the slice will use at most: less than the budget once everything
- * is resident. */
-uint64_t row_slice_resize(struct row_slice *slice, uint64_t budget_bytes);
+/* What of a budget the slice uses at most: less than it once everything is resident. */
+uint64_t row_slice_need(const struct row_slice *slice, uint64_t budget_bytes);
+uint64_t row_slice_used(const struct row_slice *slice);
+void row_slice_resize(struct row_slice *slice, uint64_t budget_bytes);
 /* Starts loads as far as there is room for them. */
 void row_slice_pump(struct row_slice *slice);
 /* Whether the read is one of the slice's, and takes it back if so. */

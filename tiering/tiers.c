@@ -356,6 +356,37 @@ tiers_fetch_landed(void *arg, uint32_t at, int result)
     fetches_release(&tiers->fetches, at);
 }
 
+/* T6: bundles and resident rows share the RAM budget. What one of them is to give up goes when
+ * reads and steps in flight let it, and the other may not have it before. */
+static void
+balance_ram(struct tiers *tiers)
+{
+    struct row_slice *slice = &tiers->slice;
+    uint64_t total = tiers->ram_budget_bytes;
+    uint64_t wanted = (uint64_t)((double)total * tiers->options.row_share);
+    if (wanted > total)
+        wanted = total; /* rounded up */
+    uint64_t need = row_slice_need(slice, wanted);
+    if (need < slice->need_bytes)
+        row_slice_resize(slice, wanted);
+    uint64_t rows = row_slice_used(slice) > need ? row_slice_used(slice) : need;
+    slot_store_resize(&tiers->ram, total > rows ? total - rows : 0, running_steps(tiers));
+    uint64_t bundles = slot_store_used(&tiers->ram);
+    uint64_t room = total > bundles ? total - bundles : 0;
+    if (need > slice->need_bytes)
+        row_slice_resize(slice, wanted < room ? wanted : room);
+    tiers->ram_unsettled = rows > need || slice->need_bytes < need;
+}
+
+static void
+tidy(struct tiers *tiers)
+{
+    slot_store_tidy(&tiers->hbm, running_steps(tiers));
+    slot_store_tidy(&tiers->ram, running_steps(tiers));
+    if (tiers->ram_unsettled)
+        balance_ram(tiers);
+}
+
 int
 tiers_poll(struct tiers *tiers)
 {
@@ -367,7 +398,8 @@ tiers_poll(struct tiers *tiers)
         if (n > 0)
             fetches_issue(&tiers->fetches);
     } while (n > 0);
-    slot_store_tidy(&tiers->ram, running_steps(tiers));
+    if (total > 0)
+        tidy(tiers);
     return total;
 }
 
@@ -407,8 +439,7 @@ end_step(struct tiers *tiers, uint64_t step, bool filled)
         }
         at = next;
     }
-    slot_store_tidy(&tiers->hbm, running_steps(tiers));
-    slot_store_tidy(&tiers->ram, running_steps(tiers));
+    tidy(tiers);
 }
 
 void
@@ -459,21 +490,12 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
     return started;
 }
 
-/* Gives the slice its share of the RAM budget; returns what it will use of it at most. */
-uint64_t
-tiers_split_ram(struct tiers *tiers, uint64_t ram_budget_bytes)
-{
-    double share = tiers->options.row_share;
-
-    atomic_store_explicit(&tiers->ram_budget_shown, ram_budget_bytes, memory_order_relaxed);
-    return row_slice_resize(&tiers->slice, (uint64_t)((double)ram_budget_bytes * share));
-}
-
 void
 tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
 {
     ASSERT_THREAD(THREAD_RESOLVER);
     slot_store_resize(&tiers->hbm, hbm_budget_bytes, running_steps(tiers));
-    slot_store_resize(&tiers->ram, ram_budget_bytes - tiers_split_ram(tiers, ram_budget_bytes),
-                      running_steps(tiers));
+    tiers->ram_budget_bytes = ram_budget_bytes;
+    atomic_store_explicit(&tiers->ram_budget_shown, ram_budget_bytes, memory_order_relaxed);
+    balance_ram(tiers);
 }

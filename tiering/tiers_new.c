@@ -77,8 +77,7 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     if (!tiers->requests || !tiers->open || !tiers->seen)
         code = err_set(err, ENOMEM, "no memory for the tiers");
     if (code == 0)
-        code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory,
-                               options->hbm_budget_bytes, err);
+        code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory, 0, err);
     if (code == 0)
         code = slot_store_init(&tiers->ram, tiers->bundle_bytes, &options->ram_memory, 0, err);
     if (code == 0)
@@ -93,9 +92,7 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     }
     /* Last: the slice begins to load at once, and only now is everybody there who takes reads back.
      */
-    slot_store_resize(&tiers->ram,
-                      options->ram_budget_bytes - tiers_split_ram(tiers, options->ram_budget_bytes),
-                      (struct step_range){0, 0});
+    tiers_resize(tiers, options->hbm_budget_bytes, options->ram_budget_bytes);
     *ret_tiers = tiers;
     return 0;
 }

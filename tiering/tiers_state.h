@@ -42,6 +42,8 @@ struct tiers {
     struct fetches fetches;
     uint16_t *seen; /* [TIERS_SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a
                        second visit */
+    uint64_t ram_budget_bytes; /* of bundles and rows together */
+    bool ram_unsettled;        /* one of them waits for what the other is to give up */
     _Atomic uint64_t ram_budget_shown;
 
     /* Steps done_step + 1 .. begun_step pin what they were given. */
@@ -57,9 +59,6 @@ struct tiers {
     _Atomic uint64_t prefetched, prefetch_used, prefetch_late;
     uint64_t table_bytes;
 };
-
-/* Gives the slice its share of the RAM budget; returns what it will use of it at most. */
-uint64_t tiers_split_ram(struct tiers *tiers, uint64_t ram_budget_bytes);
 
 /* fetch_landed_fn */
 void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);

@@ -70,6 +70,7 @@ tiers_work_on_when_any_allocation_fails(void **state)
                                         .ram_memory = {plain_alloc, plain_free, NULL},
                                         .hbm_budget_bytes = 20000,
                                         .ram_budget_bytes = 60000,
+                                        .row_share = 0.1,
                                         .max_step_rows = ROWS,
                                         .steps_in_flight = 2};
         shape_options(&options, 0);

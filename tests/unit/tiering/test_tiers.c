@@ -19,7 +19,7 @@ static struct bundle_address address[ROWS * MAX_ORDERS];
 static uint8_t failed[ROWS];
 
 static void
-open_tiers(uint64_t hbm_budget, uint64_t ram_budget)
+open_tiers_with_rows(uint64_t hbm_budget, uint64_t ram_budget, double row_share)
 {
     memset(held(), 0, sizeof *held());
     held()->base.ops = &held_ops;
@@ -31,11 +31,18 @@ open_tiers(uint64_t hbm_budget, uint64_t ram_budget)
                                      .hbm_budget_bytes = hbm_budget,
                                      .ram_budget_bytes = ram_budget,
                                      .max_step_rows = ROWS,
-                                     .steps_in_flight = 3};
+                                     .steps_in_flight = 3,
+                                     .row_share = row_share};
     shape_options(&options, 0);
     struct err err = ERR_INIT;
     if (tiers_new(&tiers, &options, &err) < 0)
         fail_msg("%s", err.text);
+}
+
+static void
+open_tiers(uint64_t hbm_budget, uint64_t ram_budget)
+{
+    open_tiers_with_rows(hbm_budget, ram_budget, 0);
 }
 
 static void
@@ -367,6 +374,55 @@ rows_that_are_skipped_cost_nothing(void **state)
 }
 
 static void
+resident_rows_answer_without_a_read(void **state)
+{
+    open_tiers_with_rows(0, 1 << 20, 1);
+    land();
+    rows(12345, ROWS);
+    struct flag flag = {0};
+    resolve(1, ROWS, &flag);
+    assert_int_equal(flag_read(&flag), 1);
+    assert_int_equal(held()->n_held, 0);
+    for (int i = 0; i < ROWS * MAX_ORDERS; i++)
+        expect_bundle(&options, 1, i % MAX_ORDERS, mix[i], address[i].source);
+    assert_int_equal(stats_of(TIER_RAM, 2).hits, ROWS);
+    assert_int_equal(stats_of(TIER_RAM, 2).misses, 0);
+    assert_int_equal(tiers_prefetch(tiers, 1, 2, mix, 4, 1), 0);
+    /* Source addresses are copies: a step that runs does not mind the slice going. */
+    tiers_resize(tiers, 0, 0);
+    for (int i = 0; i < ROWS * MAX_ORDERS; i++)
+        expect_bundle(&options, 1, i % MAX_ORDERS, mix[i], address[i].source);
+    tiers_step_done(tiers, 1);
+    struct tiers_stats stats;
+    tiers_stats(tiers, &stats);
+    assert_int_equal(stats.tier[TIER_RAM].used_bytes, 0);
+    rows(12345, ROWS);
+    run_step(2, ROWS);
+    assert_int_equal(stats_of(TIER_NVME, 2).hits, ROWS);
+    close_tiers();
+}
+
+static void
+some_resident_rows_save_some_reads_of_a_bundle(void **state)
+{
+    open_tiers_with_rows(0, 2000, 1); /* the scales alone: 2 x some 900 bytes */
+    land();
+    struct tiers_stats stats;
+    tiers_stats(tiers, &stats);
+    assert_true(stats.slice_bytes > 0 && stats.slice_bytes <= 2000);
+    rows(7, 2);
+    struct flag flag = {0};
+    resolve(1, 2, &flag);
+    assert_int_equal(held()->n_held, 2 * MAX_ORDERS * READS_PER_BUNDLE / 2);
+    land();
+    for (int i = 0; i < 2 * MAX_ORDERS; i++)
+        expect_bundle(&options, 1, i % MAX_ORDERS, mix[i], address[i].source);
+    assert_int_equal(stats_of(TIER_RAM, 2).misses, 2);
+    tiers_step_done(tiers, 1);
+    close_tiers();
+}
+
+static void
 a_plan_is_read_ahead_and_its_use_is_counted(void **state)
 {
     open_tiers(0, 4 << 20);
@@ -505,7 +561,7 @@ options_that_cannot_be_are_refused(void **state)
     open_tiers(0, 0);
     close_tiers();
     struct tiers_options good = options;
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 22; i++) {
         options = good;
         struct engram_table_shape *table = &options.engram.table[1];
         switch (i) {
@@ -570,6 +626,8 @@ options_that_cannot_be_are_refused(void **state)
             options.table[1].weight_file = -1;
             break;
         }
+        if (i >= 20)
+            options.row_share = i == 20 ? -0.1 : 1.1;
         struct tiers *none = NULL;
         struct err err = ERR_INIT;
         if (tiers_new(&none, &options, &err) != -EINVAL)
@@ -594,6 +652,8 @@ main(void)
         cmocka_unit_test(without_budgets_everything_passes_through_staging),
         cmocka_unit_test(steps_in_flight_share_what_is_staged_until_the_last_is_done),
         cmocka_unit_test(rows_that_are_skipped_cost_nothing),
+        cmocka_unit_test(resident_rows_answer_without_a_read),
+        cmocka_unit_test(some_resident_rows_save_some_reads_of_a_bundle),
         cmocka_unit_test(a_plan_is_read_ahead_and_its_use_is_counted),
         cmocka_unit_test(a_plan_takes_a_bounded_share_and_nothing_without_ram),
         cmocka_unit_test(a_step_overtakes_the_plans_before_it),

@@ -286,6 +286,7 @@ run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild
     w.options.ram_memory = (struct chunk_ops){counted_alloc, counted_free, &w.ram};
     w.options.hbm_budget_bytes = w.hbm_ceiling = hbm;
     w.options.ram_budget_bytes = w.ram_ceiling = ram;
+    w.options.row_share = (double)(seed % 4) / 3; /* none, some, most, all of it for rows */
     w.options.max_step_rows = MAX_ROWS;
     w.options.steps_in_flight = STEPS;
     for (int i = 0; i < 300; i++)
