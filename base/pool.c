@@ -1,12 +1,17 @@
 /* pool: see pool.h.
  *
- *   caller:  fn, arg, remaining = n - 1, then generation + 1 ........ part 0 ... waits for
- * remaining 0 worker:  waits for a new generation, reads fn and arg, runs its part, remaining - 1
+ *   caller:  fn, arg, remaining = n, then turn (generation + 1, next part 0) .. takes parts ..
+ * waits for remaining 0 worker:  waits for a new generation, takes parts of it while there are any,
+ * remaining - 1 after each
  *
- * P1  fn and arg change only while remaining is 0: nobody reads them then.
- * P2  a worker sleeps only after it counted itself in sleepers and saw generation unchanged; the
- * caller changes generation before it reads sleepers. Both sequentially consistent, so one sees the
- * other. P3  the same between remaining and caller_waits. */
+ * A part is taken, not dealt: when a worker sleeps, or its CPU is busy with another thread, the
+ * caller does its part too instead of waiting for it. Which thread runs a part changes nothing: the
+ * part says what is computed.
+ *
+ * P1  fn and arg change only while remaining is 0; who took a part of this generation reads those
+ * of this one. P2  a worker sleeps only after it counted itself in sleepers and saw generation
+ * unchanged; the caller changes generation before it reads sleepers. Both sequentially consistent,
+ * so one sees the other. P3  the same between remaining and caller_waits. */
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -30,7 +35,6 @@ enum {
 struct pool_worker {
     struct pool *pool;
     pthread_t thread;
-    int part;
 };
 
 struct pool {
@@ -42,9 +46,10 @@ struct pool {
     bool stopping;
     _Alignas(64) _Atomic uint32_t generation; /* pairs with pool_await_work */
     _Atomic uint32_t sleepers;                /* pairs with pool_dispatch */
-    _Alignas(64) _Atomic uint32_t remaining;  /* pairs with pool_await_done */
-    _Atomic uint32_t caller_waits;            /* pairs with pool_part_done */
-    struct pool_worker *workers;              /* [n_threads]; 0 is the caller and has no thread */
+    _Atomic uint64_t turn; /* generation << 32 | next part; pairs with pool_take */
+    _Alignas(64) _Atomic uint32_t remaining; /* pairs with pool_await_done */
+    _Atomic uint32_t caller_waits;           /* pairs with pool_part_done */
+    struct pool_worker *workers;             /* [n_threads]; 0 is the caller and has no thread */
 };
 
 /* Looks at *word until it is (or is not) `value`, for spin_ns at most; true when it came about. */
@@ -85,6 +90,21 @@ pool_part_done(struct pool *pool)
         futex_wake_all(&pool->remaining);
 }
 
+/* Runs parts of this generation until all are taken. */
+static void
+pool_take(struct pool *pool, uint32_t generation)
+{
+    uint64_t turn = atomic_load(&pool->turn);
+
+    while ((uint32_t)(turn >> 32) == generation && (uint32_t)turn < (uint32_t)pool->n_threads) {
+        if (!atomic_compare_exchange_weak(&pool->turn, &turn, turn + 1))
+            continue;
+        pool->fn(pool->arg, (int)(uint32_t)turn, pool->n_threads);
+        pool_part_done(pool);
+        turn = atomic_load(&pool->turn);
+    }
+}
+
 static void
 pool_await_done(struct pool *pool)
 {
@@ -99,8 +119,11 @@ pool_await_done(struct pool *pool)
 static void
 pool_dispatch(struct pool *pool)
 {
-    atomic_store_explicit(&pool->remaining, (uint32_t)pool->n_threads - 1, memory_order_relaxed);
-    atomic_fetch_add(&pool->generation, 1);
+    uint32_t generation = atomic_load_explicit(&pool->generation, memory_order_relaxed) + 1;
+
+    atomic_store_explicit(&pool->remaining, (uint32_t)pool->n_threads, memory_order_relaxed);
+    atomic_store(&pool->turn, (uint64_t)generation << 32);
+    atomic_store(&pool->generation, generation);
     if (atomic_load(&pool->sleepers))
         futex_wake_all(&pool->generation);
 }
@@ -115,8 +138,7 @@ pool_worker_main(void *arg)
         seen = pool_await_work(pool, seen);
         if (pool->stopping)
             return NULL;
-        pool->fn(pool->arg, worker->part, pool->n_threads);
-        pool_part_done(pool);
+        pool_take(pool, seen);
     }
 }
 
@@ -146,7 +168,7 @@ pool_new(struct pool **ret_pool, int n_threads, struct err *err)
     int code = 0;
     for (int part = 1; part < n_threads && code == 0; part++) {
         struct pool_worker *worker = &pool->workers[part];
-        *worker = (struct pool_worker){.pool = pool, .part = part};
+        *worker = (struct pool_worker){.pool = pool};
         code = pthread_create(&worker->thread, NULL, pool_worker_main, worker);
         if (code == 0)
             pool->n_threads++;
@@ -176,9 +198,12 @@ pool_run(struct pool *pool, pool_fn fn, void *arg)
         pool->arg = arg;
         pool_dispatch(pool);
     }
-    fn(arg, 0, pool->n_threads);
-    if (pool->n_threads > 1)
+    if (pool->n_threads > 1) {
+        pool_take(pool, atomic_load_explicit(&pool->generation, memory_order_relaxed));
         pool_await_done(pool);
+    } else {
+        fn(arg, 0, 1);
+    }
 }
 
 struct pool *
