@@ -260,11 +260,17 @@ host_attention(struct device *dev, void *out, const void *q, const struct kv_cac
         .group_tiles = (group + HOST_QUERY_TILE - 1) / HOST_QUERY_TILE,
     };
     double work = 0;
+    long n_tiles = 0;
 
     ASSERT(kv->head_dim <= HOST_MAX_HEAD_DIM);
-    for (int i = 0; i < batch->n_seqs; i++)
+    for (int i = 0; i < batch->n_seqs; i++) {
+        n_tiles += (long)(batch->seq[i].n_rows + a.tile_rows - 1) / a.tile_rows * kv->kv_heads;
         work += 0.1 * batch->seq[i].n_rows * (batch->seq[i].context + batch->seq[i].n_rows) *
                 shape->heads * shape->head_dim;
+    }
+    /* Few rows on many threads: heads of a group part, and read the same keys twice. */
+    while (n_tiles * a.group_tiles < host->n_threads && a.group_tiles < group)
+        a.group_tiles = 2 * a.group_tiles < group ? 2 * a.group_tiles : group;
     host_run(host, attention_part, &a, work);
     return 0;
 }

@@ -155,25 +155,16 @@ dot_rows(const struct dot_args *a, int first, int end, int ahead, bool bf16)
         int r = first, now = ahead;
         for (; r + TILE_ROWS <= end; r += TILE_ROWS, now = 0)
             dot_tile(a, r, TILE_ROWS, c, 4, now, bf16);
-        switch (end - r) {
-        case 1:
-            dot_tile(a, r, 1, c, 4, now, bf16);
-            break;
-        case 2:
-            dot_tile(a, r, 2, c, 4, now, bf16);
-            break;
-        case 3:
-            dot_tile(a, r, 3, c, 4, now, bf16);
-            break;
-        case 4:
+        if (TILE_ROWS > 4 && r + 4 <= end) {
             dot_tile(a, r, 4, c, 4, now, bf16);
-            break;
-        case 5:
-            dot_tile(a, r, 5, c, 4, now, bf16);
-            break;
-        default:
-            break;
+            r += 4, now = 0;
         }
+        if (TILE_ROWS > 2 && r + 2 <= end) {
+            dot_tile(a, r, 2, c, 4, now, bf16);
+            r += 2, now = 0;
+        }
+        if (r < end)
+            dot_tile(a, r, 1, c, 4, now, bf16);
     }
 }
 
