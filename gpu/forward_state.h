@@ -1,5 +1,5 @@
-/* forward_state: what forward.c and forward_weights.c share. Private to the forward pass.
- * Thread: engine. */
+/* forward_state: what forward.c, forward_memory.c and forward_weights.c share. Private to the
+ * forward pass. Thread: engine. */
 #ifndef GPU_FORWARD_STATE_H
 #define GPU_FORWARD_STATE_H
 
@@ -23,6 +23,14 @@ struct forward_scratch {
     size_t wide_bytes;
 };
 
+/* Sizes of the parts of scratch->wide, each rounded up to a cache line. */
+struct wide_sizes {
+    size_t rows, vector; /* Engram: gathered rows; key and value */
+    size_t q, kv;        /* attention: q and attended; k and v */
+    size_t intermediate; /* feed-forward: gate and up */
+    size_t whole;
+};
+
 struct forward {
     struct device *device;
     struct model_shape shape;
@@ -36,6 +44,10 @@ struct forward {
     double inv_freq[FORWARD_MAX_HEAD_DIM / 2], attention_scale;
 };
 
+struct wide_sizes forward_wide_sizes(const struct device *dev, const struct model_shape *s,
+                                     int max_rows);
+/* Bytes of one state slot of one Engram layer. */
+size_t forward_ring_bytes(const struct model_shape *s);
 /* Rows and columns of a weight of this shape (vectors: 1 row); false when the model has none. */
 bool forward_weight_shape(const struct model_shape *shape, enum tensor_role role, int layer,
                           int *ret_rows, int *ret_cols);

@@ -151,8 +151,7 @@ promoted_bundles_are_copied_whole_even_when_shared(void **state)
     memset(row_seq, 0, sizeof row_seq);
 }
 
-/* --- fusion: one sequence of N positions, cut in ways that must not show
- * ------------------------------- */
+/* --- fusion: one sequence of N positions, cut in ways that must not show */
 
 enum { N = 40, D = 37, KERNEL = 4, ORDER = 3, RING = (KERNEL - 1) * ORDER, SLOTS = 3 };
 static float x0[N * D], key[N * D], value[N * D], u[N * D], state_memory[SLOTS * RING * D];

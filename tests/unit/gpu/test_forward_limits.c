@@ -1,5 +1,5 @@
-/* The forward pass at its edges: what it refuses, what happens when memory, a read or the rows of
- * an Engram layer fail, forks, sequences without Engram, and that a step allocates nothing. */
+/* The forward pass at its edges: what it refuses, what happens when a read or the rows of an Engram
+ * layer fail, forks, and sequences without Engram. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,73 +13,6 @@
 
 #include "gpu/host/host_device.h"
 #include "tests/unit/gpu/model_fixture.h"
-
-/* --- counting and failing allocations (the linker turns every call of ours to these)
- * -------------------- */
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void *__real_aligned_alloc(size_t alignment, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_aligned_alloc(size_t alignment, size_t size);
-
-static int n_allocations, fail_at = -1;
-
-static bool
-fails(void)
-{
-    return n_allocations++ == fail_at;
-}
-void *
-__wrap_malloc(size_t size)
-{
-    return fails() ? NULL : __real_malloc(size);
-}
-void *
-__wrap_calloc(size_t n, size_t size)
-{
-    return fails() ? NULL : __real_calloc(n, size);
-}
-void *
-__wrap_aligned_alloc(size_t alignment, size_t size)
-{
-    return fails() ? NULL : __real_aligned_alloc(alignment, size);
-}
-
-/* --- a device whose memory the host cannot write
- * ---------------------------------------------------------- */
-
-static struct device_ops apart_ops;
-static uint64_t apart_bytes;
-
-static void
-apart_free(struct device *dev, void *memory, size_t size_bytes)
-{
-    if (memory)
-        apart_bytes -= size_bytes;
-    free(memory);
-}
-static void *
-apart_alloc(struct device *dev, size_t size_bytes)
-{
-    void *memory = calloc(1, size_bytes);
-    apart_bytes += memory ? size_bytes : 0;
-    return memory;
-}
-
-/* --- a device whose allocations fail in turn with all others */
-
-static struct device_ops failing_ops;
-static void *(*alloc_of_host)(struct device *, size_t);
-
-static void *
-failing_alloc(struct device *dev, size_t size_bytes)
-{
-    return fails() ? NULL : alloc_of_host(dev, size_bytes);
-}
-
-/* --- rigs */
 
 enum { N = 40, PAGE = 16 };
 static int32_t tokens[N];
@@ -232,93 +165,6 @@ rows_that_come_too_late_end_the_step_and_it_can_be_redone(void **state)
     assert_int_equal(forward_run(rig.forward, &step, &err), 0);
     assert_int_equal(forward_wait(rig.forward, &err), 0);
     assert_memory_equal(want, have, 20 * rig.vocab * sizeof *want);
-    rig_close(&rig);
-}
-
-static void
-a_step_allocates_nothing(void **state)
-{
-    struct rig rig;
-    static float logits[N * 101];
-
-    rig_open(&rig, FIXTURE_ENGRAM);
-    run(&rig, part_of(0, 0, 20), logits);
-    int before = n_allocations;
-    run(&rig, part_of(0, 20, 19), logits);
-    run(&rig, part_of(0, 39, 1), logits);
-    assert_int_equal(n_allocations, before);
-    assert_true(before > 20); /* the counter counts */
-    rig_close(&rig);
-}
-
-static void
-every_failed_allocation_is_reported_and_leaks_nothing(void **state)
-{
-    for (int at = 0;; at++) {
-        struct host_device_options options = {2, "auto"};
-        struct model_fixture m;
-        struct device *device = NULL;
-        struct forward *forward = NULL;
-        struct err err = ERR_INIT;
-
-        fixture_make(&m, FIXTURE_ENGRAM, 3);
-        n_allocations = 0;
-        fail_at = at;
-        int result = host_device_open(&device, &options, &err);
-        if (result >= 0) {
-            failing_ops = *device->ops;
-            alloc_of_host = failing_ops.alloc;
-            failing_ops.alloc = failing_ops.alloc_shared = failing_alloc;
-            device->ops = &failing_ops;
-            result = forward_new(&forward, device, &m.shape, &limits, &err);
-        }
-        if (result >= 0)
-            result = fixture_load(&m, forward, DTYPE_F32, &err);
-        fail_at = -1;
-        if (result < 0) {
-            /* A weight that could not be loaded leaves the others in place: the load may go on. */
-            assert_int_equal(result, -ENOMEM);
-            assert_int_equal(err.code, -ENOMEM);
-        }
-        (void)forward_free(forward);
-        if (device)
-            (void)device->ops->close(device);
-        fixture_free(&m);
-        if (result >= 0) {
-            assert_true(at > 50);
-            break;
-        }
-    }
-}
-
-static void
-weights_reach_a_device_the_host_cannot_write(void **state)
-{
-    struct host_device_options options = {2, "auto"};
-    static float want[N * 101], have[N * 101];
-    struct rig rig, apart;
-    struct err err = ERR_INIT;
-
-    rig_open(&rig, FIXTURE_ENGRAM);
-    run(&rig, part_of(0, 0, N), want);
-    fixture_make(&apart.m, FIXTURE_ENGRAM, 3);
-    assert_int_equal(host_device_open(&apart.device, &options, &err), 0);
-    apart_ops = *apart.device->ops;
-    apart_ops.alloc = apart_alloc;
-    apart_ops.free = apart_free;
-    apart_ops.host_addressable = false;
-    apart.device->ops = &apart_ops;
-    assert_int_equal(forward_new(&apart.forward, apart.device, &apart.m.shape, &limits, &err), 0);
-    struct forward_sizes sizes;
-    forward_sizes(apart.device, &apart.m.shape, &limits, &sizes);
-    uint64_t step_bytes = sizes.kv_bytes + sizes.state_bytes + sizes.scratch_bytes;
-    assert_true(apart_bytes == step_bytes);
-    assert_int_equal(fixture_load(&apart.m, apart.forward, DTYPE_BF16, &err), 0);
-    assert_true(apart_bytes == step_bytes + sizes.weight_bytes);
-    run(&apart, part_of(0, 0, N), have);
-    assert_memory_equal(want, have, N * rig.vocab * sizeof *want);
-    rig_close(&apart);
-    assert_true(apart_bytes == 0);
     rig_close(&rig);
 }
 
@@ -505,9 +351,6 @@ main(void)
         cmocka_unit_test(a_fork_continues_with_the_same_bits),
         cmocka_unit_test(a_sequence_without_engram_is_the_plain_model),
         cmocka_unit_test(rows_that_come_too_late_end_the_step_and_it_can_be_redone),
-        cmocka_unit_test(a_step_allocates_nothing),
-        cmocka_unit_test(every_failed_allocation_is_reported_and_leaks_nothing),
-        cmocka_unit_test(weights_reach_a_device_the_host_cannot_write),
         cmocka_unit_test(weights_are_checked_as_they_come),
         cmocka_unit_test(a_model_or_limits_out_of_bounds_are_refused),
         cmocka_unit_test(a_step_that_does_not_fit_together_is_refused),
