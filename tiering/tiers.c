@@ -491,11 +491,17 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
 }
 
 void
-tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
+tiers_set_budgets(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
 {
-    ASSERT_THREAD(THREAD_RESOLVER);
     slot_store_resize(&tiers->hbm, hbm_budget_bytes, running_steps(tiers));
     tiers->ram_budget_bytes = ram_budget_bytes;
     atomic_store_explicit(&tiers->ram_budget_shown, ram_budget_bytes, memory_order_relaxed);
     balance_ram(tiers);
+}
+
+void
+tiers_resize(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    tiers_set_budgets(tiers, hbm_budget_bytes, ram_budget_bytes);
 }

@@ -92,7 +92,7 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     }
     /* Last: the slice begins to load at once, and only now is everybody there who takes reads back.
      */
-    tiers_resize(tiers, options->hbm_budget_bytes, options->ram_budget_bytes);
+    tiers_set_budgets(tiers, options->hbm_budget_bytes, options->ram_budget_bytes);
     *ret_tiers = tiers;
     return 0;
 }

@@ -63,6 +63,9 @@ struct tiers {
 /* fetch_landed_fn */
 void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);
 
+/* tiers_resize for whoever creates the tiers, before the resolver has them. */
+void tiers_set_budgets(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes);
+
 /* One writer: no locked instruction needed. */
 static inline void
 tiers_count(_Atomic uint64_t *counter, uint64_t by)
