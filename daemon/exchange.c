@@ -12,7 +12,10 @@
 #include "daemon/choice_text.h"
 #include "proto/completion.h"
 
-enum { ARENA_LIMIT = 256 * 1024 * 1024, MAX_PROMPTS = 1024 };
+enum { MAX_PROMPTS = 1024 };
+/* Log-probabilities in one answer. Each takes up to 100 bytes until the answer is out; a request of
+ * a few kilobytes may ask for gigabytes of them. */
+enum { MAX_SCORES = 1024 * 1024 };
 
 struct choice_out {
     struct choice_text text;
@@ -560,6 +563,7 @@ submit(struct exchange *x)
 {
     struct serving *s = x->daemon->serving;
     struct api_error error = {0};
+    int64_t n_scores = 0;
 
     if (x->tokenise_status == -E2BIG)
         api_error_set(&error, 400, "context_length_exceeded", "prompt",
@@ -581,10 +585,16 @@ submit(struct exchange *x)
         if (room >= 0) {
             x->jobs[i] = make_job(x, i, room);
             x->usage.prompt_tokens += x->n_ids[i];
+            n_scores += (x->c->logprobs + 1) * x->c->n * (room + (x->c->echo ? x->n_ids[i] : 0));
             if (x->jobs[i] == NULL)
                 api_error_set(&error, 500, "internal_error", "", "no memory for the request");
         }
     }
+    if (error.status == 0 && n_scores > MAX_SCORES)
+        api_error_set(&error, 400, "invalid_value", "logprobs",
+                      "the answer could have %lld log-probabilities and may have %d; ask for fewer "
+                      "choices, tokens or logprobs",
+                      (long long)n_scores, MAX_SCORES);
     for (int i = 0; i < x->c->n_prompts && error.status == 0; i++) {
         /* The plan first: reads start while the job waits for its turn. */
         if (s->resolver && !x->c->engram_off) {

@@ -5,11 +5,13 @@ What is refused by its form is in run_bad_input.py, clients that misbehave are i
 """
 import json
 import os
+import pathlib
+import re
 import socket
 import threading
 import time
 
-from daemon import SANITIZED, Daemon, run, shared
+from daemon import SANITIZED, Daemon, Skip, run, shared
 from wire import Wire, ask, wait_until
 
 STORY = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
@@ -18,7 +20,7 @@ SLOW = {"tier.nvme.fault": "delay=20ms", "tier.hbm.size": "0B", "tier.ram.size":
 # An answer of about 10 MB, more than the kernel keeps for a connection.
 LARGE = {"prompt": "word " * 1500, "n": 16, "max_tokens": 0, "echo": True, "logprobs": 20}
 if SANITIZED:
-    LARGE = {**LARGE, "prompt": "word " * 300}
+    LARGE = {**LARGE, "prompt": "a" * 100}
 
 
 def server():
@@ -144,6 +146,30 @@ def test_budgets_beyond_the_machine_are_refused_with_the_sums():
             raise SystemError("it started")
     except AssertionError as refused:
         assert "ended with 78" in str(refused) and "tier.ram.size" in str(refused), refused
+
+
+def peak(daemon):
+    text = pathlib.Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024
+
+
+def test_a_small_request_cannot_ask_for_gigabytes():
+    """256 choices of 1,500 tokens with 21 scores each: 150 MB of JSON and as much again to make it."""
+    if SANITIZED:
+        raise Skip("the model of instrumented builds has too short a context")
+    huge = {"prompt": [LARGE["prompt"]] * 4, "n": 64, "logprobs": 20}
+    with Daemon() as daemon:
+        daemon.complete(LARGE["prompt"], max_tokens=1)
+        before = peak(daemon)
+        for fields in [{"echo": True, "max_tokens": 0}, {"max_tokens": 200, "prompt": ["x"] * 4},
+                       {"echo": True, "max_tokens": 1, "stream": True}]:
+            answer = ask(daemon, "POST", "/v1/completions", {**huge, **fields})
+            assert answer.status == 400, answer.status
+            error = answer.error()
+            assert error["code"] == "invalid_value" and error["param"] == "logprobs", error
+        assert peak(daemon) - before < 8 << 20
+    answer = ask(server(), "POST", "/v1/completions", {**LARGE, "logprobs": 0})
+    assert answer.status == 200 and len(answer.json()["choices"]) == LARGE["n"]
 
 
 if __name__ == "__main__":
