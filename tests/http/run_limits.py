@@ -19,8 +19,6 @@ STORY = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "ignor
 SLOW = {"tier.nvme.fault": "delay=20ms", "tier.hbm.size": "0B", "tier.ram.size": "0B"}
 # An answer of about 10 MB, more than the kernel keeps for a connection.
 LARGE = {"prompt": "word " * 1500, "n": 16, "max_tokens": 0, "echo": True, "logprobs": 20}
-if SANITIZED:
-    LARGE = {**LARGE, "prompt": "a" * 100}
 
 
 def server():
@@ -34,6 +32,8 @@ def completion(body):
 
 def slow_reader(daemon):
     """A connection for whose client the kernel takes little ahead of time."""
+    if SANITIZED:
+        raise Skip("the model of instrumented builds gives no answers of this size")
     wire = Wire.__new__(Wire)
     wire.socket, wire.buffer = socket.socket(), b""
     wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -158,7 +158,7 @@ def test_a_small_request_cannot_ask_for_gigabytes():
     if SANITIZED:
         raise Skip("the model of instrumented builds has too short a context")
     huge = {"prompt": [LARGE["prompt"]] * 4, "n": 64, "logprobs": 20}
-    with Daemon() as daemon:
+    with Daemon({"engine.kv_size": "256MiB"}) as daemon:
         daemon.complete(LARGE["prompt"], max_tokens=1)
         before = peak(daemon)
         for fields in [{"echo": True, "max_tokens": 0}, {"max_tokens": 200, "prompt": ["x"] * 4},
