@@ -151,12 +151,13 @@ bench_hits(struct bench *b, const char *what, uint64_t hbm, uint64_t ram, int n_
         tiers_step_done(tiers, step);
     }
     tiers_stats(tiers, &after);
+    double look_ups = (double)b->n_samples * MAX_ROWS * ORDERS;
     show(b, what);
     printf("    HBM %.0f MiB, RAM %.0f MiB used; %.3f %% of look-ups went to the cold store; %llu "
            "promotions\n",
            (double)after.tier[TIER_HBM].used_bytes / 1048576,
            (double)after.tier[TIER_RAM].used_bytes / 1048576,
-           100.0 * (double)(after.nvme.reads - before.nvme.reads) / HEADS / (double)b->n_samples,
+           100.0 * (double)(after.nvme.reads - before.nvme.reads) / HEADS / look_ups,
            (unsigned long long)after.tier[TIER_HBM].set[0][0].promotions);
     tiers_free(tiers);
     cold->ops->close(cold);
