@@ -201,6 +201,12 @@ class Skip(Exception):
     """Raised by a test that cannot run here; the text says why."""
 
 
+def need_demo():
+    """For tests of long or readable answers, which the tiny model cannot give."""
+    if MODEL != DEMO:
+        raise Skip("sanitized builds serve the tiny model, whose context and text are too small for this")
+
+
 def run(namespace):
     """Runs every function named test_* of a module in order, prints TAP-like lines and the closing count."""
     passed = failed = skipped = 0

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from daemon import Daemon, run, shared
+from daemon import Daemon, need_demo, run, shared
 from wire import Wire, ask, wait_until
 
 LONG = {"prompt": "Once upon a time", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
@@ -169,6 +169,7 @@ def test_an_idle_connection_is_closed():
 
 
 def test_a_client_that_reads_nothing_is_dropped():
+    need_demo()
     with Daemon({"server.write_timeout": "500ms", "server.max_output_buffer": "64KiB",
                  "engine.kv_size": "128MiB"}) as daemon:
         cancelled = daemon.metric("requests_cancelled_total")
@@ -186,6 +187,7 @@ def test_a_client_that_reads_nothing_is_dropped():
 
 
 def test_a_large_answer_reaches_a_reader_that_takes_its_time():
+    need_demo()
     body = {"prompt": "word " * 300, "max_tokens": 0, "echo": True, "logprobs": 20}
     wanted = ask(server(), "POST", "/v1/completions", body).json()["choices"]
     with Wire(server()) as wire:

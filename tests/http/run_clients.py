@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 
-from daemon import ROOT, Daemon, Skip, run, shared
+from daemon import ROOT, Daemon, Skip, need_demo, run, shared
 from wire import wait_until
 
 CLIENT = ROOT / "build" / "openai-client"
@@ -67,6 +67,7 @@ def test_openai_lists_models():
 
 
 def test_openai_completes():
+    need_demo()
     openai(server(), "complete")
 
 

@@ -3,7 +3,7 @@
 import math
 import threading
 
-from daemon import MODEL, Daemon, Skip, run, shared
+from daemon import MODEL, Daemon, Skip, need_demo, run, shared
 from wire import ask
 
 STORY = "Once upon a time there was a king who"
@@ -165,6 +165,7 @@ def test_logprobs_of_zero_list_the_chosen_token_alone():
 
 
 def test_text_offsets_point_into_the_text():
+    need_demo()
     for prompt in [STORY, "Café naïve — “quoted” 😀 text. And more"]:
         [choice] = server().complete(prompt, max_tokens=10, echo=True, logprobs=1, **GREEDY)["choices"]
         got, text = choice["logprobs"], choice["text"]
