@@ -577,7 +577,8 @@ on_connection(uv_stream_t *listener, int status)
     conn->reading = true;
     if (!conn->admin)
         uv_tcp_nodelay(&conn->u.tcp, 1);
-    if (server->n_conns > server->options.max_connections)
+    /* The operator gets in even when clients have taken every place. */
+    if (!conn->admin && server->n_conns > server->options.max_connections)
         refuse(conn);
 }
 
