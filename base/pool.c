@@ -43,7 +43,7 @@ struct pool {
     /* Written by the caller before generation (P1). */
     pool_fn fn;
     void *arg;
-    bool stopping;
+    _Atomic bool stopping; /* a worker that was late for a loop may look at any time */
     _Alignas(64) _Atomic uint32_t generation; /* pairs with pool_await_work */
     _Atomic uint32_t sleepers;                /* pairs with pool_dispatch */
     _Atomic uint64_t turn; /* generation << 32 | next part; pairs with pool_take */
