@@ -151,6 +151,11 @@ def suites_for(build):
             yield path
 
 
+def named(name, lines, n):
+    """n entries for the closing list, with the suite's own lines as far as there are any."""
+    return [f"{name}: {lines[i] if i < len(lines) else 'a test'}" for i in range(n)]
+
+
 def suite(build, path, tally, wrapper):
     name = f"{build}: {path.relative_to(ROOT / 'tests')}"
     begin = time.monotonic()
@@ -160,11 +165,10 @@ def suite(build, path, tally, wrapper):
     say(f"{name}: {lines[-1] if closing else f'exit status {status}'} ({time.monotonic() - begin:.0f} s)")
     if closing:
         passed, failed, skipped = map(int, closing.groups())
-        names = [line for line in lines if line.startswith("not ok")]
-        failures = [f"{name}: {names[i] if i < len(names) else 'a test'}" for i in range(failed)]
+        failures = named(name, [line for line in lines if line.startswith("not ok")], failed)
         if status and not failed:
             failures = [f"{name} (exit status {status})"]
-        tally.add(passed, failures, [f"{name}: a test"] * skipped)
+        tally.add(passed, failures, named(name, [line for line in lines if "# SKIP" in line], skipped))
     elif status == 77:
         failures = []
         tally.add(skipped=[name + reason(output)])
