@@ -567,22 +567,29 @@ engine_start(struct engine **ret_engine, const struct engine_options *options, s
     return 0;
 }
 
+void
+engine_stop(struct engine *e)
+{
+    if (e == NULL || !e->started)
+        return;
+    atomic_store(&e->stopping, true);
+    mailbox_wake(e->inbox);
+    while (!atomic_load(&e->stopped)) {
+        struct job_block *block = mailbox_receive(e->outbox, 10 * 1000 * 1000);
+
+        if (block)
+            engine_recycle(e, block);
+    }
+    pthread_join(e->thread, NULL);
+    e->started = false;
+}
+
 struct engine *
 engine_free(struct engine *e)
 {
     if (e == NULL)
         return NULL;
-    if (e->started) {
-        atomic_store(&e->stopping, true);
-        mailbox_wake(e->inbox);
-        while (!atomic_load(&e->stopped)) {
-            struct job_block *block = mailbox_receive(e->outbox, 10 * 1000 * 1000);
-
-            if (block)
-                engine_recycle(e, block);
-        }
-        pthread_join(e->thread, NULL);
-    }
+    engine_stop(e);
     for (int i = 0; i < STEP_BUFFERS; i++)
         if (e->buffer[i].max_rows)
             step_buffer_fini(&e->buffer[i], e->options.device, e->options.shape);

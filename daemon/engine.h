@@ -38,7 +38,10 @@ struct engine_options {
 };
 
 int engine_start(struct engine **ret_engine, const struct engine_options *options, struct err *err);
-/* Cancels what runs, stops the thread. Accepts NULL, returns NULL. */
+/* Cancels what runs, stops the thread. The step buffers stay: the resolver may still write to one
+ * that was abandoned. */
+void engine_stop(struct engine *engine);
+/* After resolver_stop. Accepts NULL, returns NULL. */
 struct engine *engine_free(struct engine *engine);
 
 /* 0, or -EAGAIN: the queue is full. Takes the job. */

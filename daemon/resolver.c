@@ -198,18 +198,28 @@ resolver_start(struct resolver *r, const struct tiers_options *options, struct e
     return 0;
 }
 
-struct resolver *
-resolver_free(struct resolver *r)
+void
+resolver_stop(struct resolver *r)
 {
     if (r == NULL)
-        return NULL;
+        return;
     if (r->started) {
         struct message stop = {.kind = MESSAGE_STOP};
 
         while (mailbox_send(r->mailbox, &stop) == -EAGAIN)
             sched_yield();
         pthread_join(r->thread, NULL);
+        r->started = false;
     }
+    r->tiers = tiers_free(r->tiers);
+}
+
+struct resolver *
+resolver_free(struct resolver *r)
+{
+    if (r == NULL)
+        return NULL;
+    resolver_stop(r);
     for (int i = 0; i < r->n_plans; i++)
         free(r->plan_queue[i]);
     free(r->plan);
@@ -220,8 +230,6 @@ resolver_free(struct resolver *r)
             if (m->kind == MESSAGE_PREFETCH)
                 free(m);
     }
-    /* The cold store may notify until its last read is reaped, hence the mailbox goes last. */
-    r->tiers = tiers_free(r->tiers);
     r->mailbox = mailbox_free(r->mailbox);
     free(r->plan_mix);
     free(r);

@@ -20,8 +20,10 @@ struct resolver_options {
 int resolver_new(struct resolver **ret_resolver, const struct model_shape *shape, struct err *err);
 void resolver_notify(void *resolver); /* cold_notify_fn: any thread */
 int resolver_start(struct resolver *resolver, const struct tiers_options *options, struct err *err);
-/* Waits for reads in flight, stops the thread, frees the tiers. No step may be open. Accepts NULL,
- * returns NULL. */
+/* Stops the thread, waits for reads in flight, frees the tiers: nothing writes to a step buffer any
+ * more. */
+void resolver_stop(struct resolver *resolver);
+/* After the cold store is closed: until then its threads may notify. Accepts NULL, returns NULL. */
 struct resolver *resolver_free(struct resolver *resolver);
 
 /* Engine. The buffer's ids and rows are filled; returns at once. */

@@ -380,10 +380,12 @@ serving_free(struct serving *s)
 {
     if (s == NULL)
         return NULL;
-    engine_free(s->engine);
-    resolver_free(s->resolver);
+    engine_stop(s->engine);
+    resolver_stop(s->resolver);
     if (s->cold)
         s->cold->ops->close(s->cold);
+    engine_free(s->engine);
+    resolver_free(s->resolver);
     forward_free(s->forward);
     if (s->device)
         s->device->ops->close(s->device);
