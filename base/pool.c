@@ -1,17 +1,18 @@
 /* pool: see pool.h.
  *
- *   caller:  fn, arg, remaining = n, then turn (generation + 1, next part 0) .. takes parts ..
- * waits for remaining 0 worker:  waits for a new generation, takes parts of it while there are any,
- * remaining - 1 after each
+ *   caller:  fn, arg, remaining = n, turn = (generation + 1, part 0), generation + 1
+ *            ... takes parts ... waits for remaining 0
+ *   worker:  waits for a new generation, takes parts of it while there are any; remaining - 1 after each
  *
- * A part is taken, not dealt: when a worker sleeps, or its CPU is busy with another thread, the
- * caller does its part too instead of waiting for it. Which thread runs a part changes nothing: the
- * part says what is computed.
+ * A part is taken, not dealt: when a worker sleeps, or its CPU is busy with another thread, the caller
+ * does its part too instead of waiting for it. Which thread runs a part changes nothing: the part says
+ * what is computed.
  *
- * P1  fn and arg change only while remaining is 0; who took a part of this generation reads those
- * of this one. P2  a worker sleeps only after it counted itself in sleepers and saw generation
- * unchanged; the caller changes generation before it reads sleepers. Both sequentially consistent,
- * so one sees the other. P3  the same between remaining and caller_waits. */
+ * P1  fn and arg change only while remaining is 0; who took a part of this generation reads those of this
+ *     one, as turn carries the generation.
+ * P2  a worker sleeps only after it counted itself in sleepers and saw generation unchanged; the caller
+ *     changes generation before it reads sleepers. Both sequentially consistent, so one sees the other.
+ * P3  the same between remaining and caller_waits.                                                      */
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -27,8 +28,8 @@
 enum {
     POOL_MAX_THREADS = 4096,
     POOL_SPIN_NS = 40000, /* a layer's next loop usually starts within this time */
-    POOL_CROWDED_SPIN_NS =
-        2000, /* more threads than CPUs: spinning takes time from those who work */
+    /* More threads than CPUs: spinning takes time from those who work. */
+    POOL_CROWDED_SPIN_NS = 2000,
     POOL_PAUSES_PER_LOOK = 16,
 };
 
@@ -43,7 +44,8 @@ struct pool {
     /* Written by the caller before generation (P1). */
     pool_fn fn;
     void *arg;
-    _Atomic bool stopping; /* a worker that was late for a loop may look at any time */
+    _Atomic bool
+        stopping; /* a worker that was late for a loop looks at any time; set by pool_free */
     _Alignas(64) _Atomic uint32_t generation; /* pairs with pool_await_work */
     _Atomic uint32_t sleepers;                /* pairs with pool_dispatch */
     _Atomic uint64_t turn; /* generation << 32 | next part; pairs with pool_take */

@@ -1,10 +1,9 @@
 /* pool: a fixed set of threads that split one loop at a time.
  *
- * pool_run calls fn(arg, part, n_parts) once for every part in 0..n_parts-1 (n_parts =
- * pool_threads), each on whichever thread takes it first, the caller among them, and returns when
- * all are done. Dispatch is a few hundred nanoseconds while workers are hot: they spin for a short
- * while after each run, then sleep on a futex, so an idle pool costs no CPU. Thread: one caller at
- * a time (the engine).                                          */
+ * pool_run calls fn(arg, part, n_parts) once for every part in 0..n_parts-1 (n_parts = pool_threads), each
+ * on whichever thread takes it first, the caller among them, and returns when all are done. Dispatch is a
+ * few hundred nanoseconds while workers are hot: they spin for a short while after each run, then sleep on
+ * a futex, so an idle pool costs no CPU. Thread: one caller at a time (the engine).                      */
 #ifndef BASE_POOL_H
 #define BASE_POOL_H
 
