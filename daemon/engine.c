@@ -437,10 +437,12 @@ run_step(struct engine *e, struct step_buffer *b)
 
     b->step = ++e->last_step;
     b->posted_ns = clock_now_ns();
+    b->forward.step = b->step;
+    b->forward.report = b->report;
     b->forward.wait_timeout_ns = e->options.row_timeout_ns;
     for (int t = 0; t < n_tables; t++)
         b->forward.engram[t] = (struct forward_engram){
-            .address = b->address[t], .ready = &b->ready[t], .ready_value = b->step};
+            .address = b->address[t], .ready = &b->ready[t], .ready_value = b->step, .mix = b->mix[t]};
     if (n_tables)
         resolver_post_step(e->options.resolver, b);
     flush_events(e); /* the loop works on the last step's tokens while this one runs */

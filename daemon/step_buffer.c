@@ -28,9 +28,12 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
     b->seq = ops->alloc_shared(device, (size_t)limits->max_sequences * sizeof *b->seq);
     b->pages = ops->alloc_shared(device, (size_t)max_pages * sizeof *b->pages);
     b->results = ops->alloc_shared(device, outputs * sizeof *b->results);
+    b->report = ops->alloc_shared(device, sizeof *b->report);
+    b->ready = ops->alloc_shared(device, SHAPE_MAX_ENGRAM_LAYERS * sizeof *b->ready);
     b->outputs = calloc(outputs, sizeof *b->outputs);
     bool ok =
-        b->token && b->position && b->row_seq && b->seq && b->pages && b->results && b->outputs;
+        b->token && b->position && b->row_seq && b->seq && b->pages && b->results && b->outputs &&
+        b->report && b->ready;
 
     if (orders(shape)) {
         size_t cells = rows * (size_t)orders(shape);
@@ -40,7 +43,7 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
         ok = ok && b->ngram_ids && b->skip;
         for (int t = 0; t < shape->engram.n_layers; t++) {
             b->address[t] = ops->alloc_shared(device, cells * sizeof *b->address[t]);
-            b->mix[t] = calloc(cells, sizeof *b->mix[t]);
+            b->mix[t] = ops->alloc_shared(device, cells * sizeof *b->mix[t]);
             b->failed[t] = calloc(rows, 1);
             ok = ok && b->address[t] && b->mix[t] && b->failed[t];
         }
@@ -65,12 +68,14 @@ step_buffer_fini(struct step_buffer *b, struct device *device, const struct mode
     ops->free_shared(device, b->seq, (size_t)b->max_sequences * sizeof *b->seq);
     ops->free_shared(device, b->pages, (size_t)b->max_pages * sizeof *b->pages);
     ops->free_shared(device, b->results, (size_t)b->max_outputs * sizeof *b->results);
+    ops->free_shared(device, b->report, sizeof *b->report);
+    ops->free_shared(device, b->ready, SHAPE_MAX_ENGRAM_LAYERS * sizeof *b->ready);
     free(b->outputs);
     free(b->ngram_ids);
     free(b->skip);
     for (int t = 0; t < shape->engram.n_layers; t++) {
         ops->free_shared(device, b->address[t], cells * sizeof *b->address[t]);
-        free(b->mix[t]);
+        ops->free_shared(device, b->mix[t], cells * sizeof *b->mix[t]);
         free(b->failed[t]);
     }
     *b = (struct step_buffer){0};

@@ -9,6 +9,7 @@
 #define DAEMON_STEP_BUFFER_H
 
 #include "base/err.h"
+#include "base/flag.h"
 #include "gpu/forward.h"
 
 struct step_buffer {
@@ -20,14 +21,15 @@ struct step_buffer {
     struct batch_seq *seq;               /* [max_sequences] */
     int32_t *pages;                      /* [max_pages] all sequences' page lists */
     struct sample_result *results;       /* [max_outputs] */
+    struct step_report *report;
+    struct flag *ready;                                      /* [SHAPE_MAX_ENGRAM_LAYERS] */
     struct bundle_address *address[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, orders] */
+    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];                  /* [max_rows, orders] */
     /* Host memory. */
     struct forward_output *outputs;           /* [max_outputs] */
     int32_t *ngram_ids;                       /* [max_rows, max_order] compressed, newest first */
     uint8_t *skip;                            /* [max_rows] 1: the row takes no part in Engram */
-    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];   /* [max_rows, orders] */
     uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows] */
-    struct flag ready[SHAPE_MAX_ENGRAM_LAYERS];
     uint64_t posted_ns;
 };
 

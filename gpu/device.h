@@ -4,8 +4,9 @@
  * Every compute operation takes the stream last, allocates nothing, synchronises nothing, and is
  * ordered after the operations issued to the same stream before it. The host backend has one stream
  * and has finished an operation when it returns. Return: 0, or -errno (the host backend returns
- * failures of device_wait_flag only). Activations have the device's element type (`activation`: F32
- * on the host); shapes in comments are row-major. Memory given out by alloc_shared is readable and
+ * failures of wait_rows only). Activations have the device's element type (`activation`: F32
+ * on the host), but for the residual stream, which is F32 on every device; shapes in comments are
+ * row-major. Memory given out by alloc_shared is readable and
  * writable by the host and the device at one address: batches, addresses and results travel in it.
  *
  * Results for one row never depend on which other rows are in the batch: the reduction order of
@@ -22,8 +23,8 @@
 #include "base/bundle.h"
 #include "base/dtype.h"
 #include "base/err.h"
-#include "base/flag.h"
 #include "base/shape.h"
+#include "gpu/step.h"
 
 struct device;
 struct stream;
@@ -34,26 +35,6 @@ struct weight {
     const void *data; /* NULL: absent (an optional bias) */
     enum dtype dtype;
     int rows, cols;
-};
-
-/* One sequence's part of a batch. Rows of a sequence are consecutive. */
-struct batch_seq {
-    int32_t first_row, n_rows;
-    int32_t context; /* tokens in the KV cache before this step; row i has position context + i */
-    int32_t state_slot; /* Engram convolution state */
-    int32_t engram_off; /* 1: this sequence skips the Engram layers */
-    int32_t n_pages;
-    const int32_t *pages; /* KV pages in order, covering context + n_rows tokens */
-};
-
-/* Rows of a step. Sequences with one row that are decoding come first (n_decode of them, rows
- * 0..n_decode-1); the others are prefill segments. Everything is in shared memory. */
-struct batch {
-    int32_t n_rows, n_seqs, n_decode;
-    const int32_t *token;        /* [n_rows] */
-    const int32_t *position;     /* [n_rows] */
-    const int32_t *row_seq;      /* [n_rows] index into seq */
-    const struct batch_seq *seq; /* [n_seqs] */
 };
 
 struct kv_cache {
@@ -74,55 +55,34 @@ struct engram_weights {
     struct weight key, key_bias, value, value_bias, key_norm, query_norm, conv_norm, conv;
 };
 
-enum { SAMPLE_MAX_TOP = 20 };
-
-struct logit_bias {
-    int32_t token;
-    float bias;
-};
-struct token_count {
-    int32_t token;
-    int32_t in_output; /* times sampled; 0: in the prompt only */
+/* One attention layer's projections; a bias or head norm may be absent. */
+struct qkv_weights {
+    struct weight norm; /* RMSNorm before them, [hidden] */
+    struct weight q, k, v, q_bias, k_bias, v_bias;
+    struct weight q_norm, k_norm; /* per head, [head_dim] */
 };
 
-/* How to choose a token from one row of logits. Order of operations: bias, repetition penalty,
- * presence/frequency penalty, then greedy if temperature == 0, else temperature, top-k, top-p,
- * min-p. Log-probabilities are those of the model: log-softmax of the raw logits. bias         l +=
- * bias, entry by entry; ids outside the vocabulary are ignored here and below repetition   of every
- * token in counts: l > 0 ? l / penalty : l * penalty; 0 and 1: off presence     of tokens with
- * in_output > 0: l -= presence; frequency: l -= frequency * in_output banned       l = -infinity
- *   greedy       the largest l, the lowest id of several
- *   top-k        the k largest l; of equal ones at the edge, the lowest ids
- *   top-p        of what top-k left, the fewest most probable tokens whose share reaches top_p (of
- * equal ones at the edge, the lowest ids), at least one; >= 1: off min-p        of what is left,
- * tokens with at least min_p times the largest probability; <= 0: off draw         u = Philox(seed,
- * draw) in [0, 1): the first id at which the running sum of what is left, in order of ids, exceeds
- * u times the whole A logit that is not finite makes the whole row void (token -1). */
-struct sample_params {
-    float temperature, top_p, min_p;
-    int32_t top_k; /* 0: all */
-    float presence_penalty, frequency_penalty, repetition_penalty;
-    uint64_t seed,
-        draw;       /* Philox4x32-10 key and counter: same pair, same draw, whatever the batch */
-    int32_t forced; /* >= 0: score this token instead of sampling */
-    int32_t n_top;  /* top log-probabilities wanted, 0..SAMPLE_MAX_TOP */
-    int32_t n_bias, n_counts, n_banned;
-    const struct logit_bias *bias;
-    const struct token_count *counts;
-    const int32_t *banned; /* tokens that may not be sampled (min_tokens, ignore_eos) */
+struct feed_forward_weights {
+    struct weight norm;
+    struct weight gate, up, down, gate_bias, up_bias, down_bias;
 };
 
-struct sample_result {
-    int32_t token; /* -1: every token was banned or the logits were not finite */
-    float logprob;
-    int32_t n_top;
-    int32_t top_token[SAMPLE_MAX_TOP]; /* by falling log-probability, ties by rising id */
-    float top_logprob[SAMPLE_MAX_TOP];
+/* What forward_new sizes a device's own working memory by. */
+struct device_limits {
+    int max_rows, max_sequences, max_outputs, n_states;
+    int max_step_pages; /* entries of all page lists of one step */
+    int page_tokens;
 };
+
+enum { STEP_ISSUE, STEP_REPLAYED };
 
 struct device_ops {
     const char *name;
     enum dtype activation;
+    /* Matrices are kept as BF16 whatever they come as, and those of one group (q, k, v; gate, up;
+     * Engram key, value) lie one behind the other. */
+    bool bf16_matrices;
+    size_t logit_block_bytes; /* logits computed at a time; one row at least */
 
     /* Memory. alloc returns device memory, zeroed; NULL when there is none left. */
     void *(*alloc)(struct device *dev, size_t size_bytes);
@@ -135,17 +95,34 @@ struct device_ops {
     int (*copy)(struct device *dev, void *dst, const void *src, size_t size_bytes, struct stream *);
     /* True: alloc returns memory the host can write, so a file is read straight into it. */
     bool host_addressable;
+    /* Takes what steps of this size need beside the forward pass's own buffers: -ENOMEM. Once. */
+    int (*reserve)(struct device *, const struct model_shape *, const struct device_limits *);
+    /* Fills device memory with values of mean 0 and this deviation, a function of seed and index:
+     * random models, without a host copy. dtype BF16, F32 or F8_E4M3. Optional. */
+    int (*fill_random)(struct device *, void *dst, enum dtype, size_t n_elements, uint64_t seed,
+                       float deviation);
     size_t (*kv_page_bytes)(const struct device *dev, const struct model_shape *shape,
                             int page_tokens);
 
-    /* out [rows, hidden] = table[token[row]] */
+    /* A step begins: the device takes over what `step` says, and says where its operations find it.
+     * STEP_ISSUE: the operations are to be issued, then end_step. STEP_REPLAYED: the device has
+     * issued this very sequence before (same rows, same kind of step) and has now issued all of it
+     * by itself, end_step too. `step` stays as it is until the report says done. */
+    int (*begin_step)(struct device *, const struct forward_step *step, struct step_view *ret_view,
+                      struct stream *);
+    /* Everything of the step has been issued: results and report follow. status: 0, or the error
+     * that ended the issuing (-ETIMEDOUT from wait_rows, on the host). */
+    int (*end_step)(struct device *, const struct forward_step *step, int status, struct stream *);
+
+    /* out [rows, hidden] F32 = table[token[row]]; TOKEN_OF_SLOT is resolved here */
     int (*embed)(struct device *, void *out, struct weight table, const struct batch *,
                  struct stream *);
-    /* out [rows, dim] = x / sqrt(mean(x^2) + eps) * weight; also used with rows * heads groups of
-     * head_dim in place (out == x). */
+    /* out [rows, dim] activations = x / sqrt(mean(x^2) + eps) * weight, x of the residual stream;
+     * also used with rows * heads groups of head_dim activations in place (out == x). */
     int (*rms_norm)(struct device *, void *out, const void *x, struct weight weight, int64_t rows,
                     int dim, float eps, struct stream *);
-    /* out [n_rows, w.rows] = x [n_rows, w.cols] w^T (+ bias) (+ out when accumulate) */
+    /* out [n_rows, w.rows] = x [n_rows, w.cols] w^T (+ bias); accumulate: added to out, which is
+     * the residual stream then, and activations else. */
     int (*matmul)(struct device *, void *out, const void *x, struct weight w, struct weight bias,
                   bool accumulate, const struct batch *, struct stream *);
     /* out_i [n_rows, w_i.rows] = x w_i^T (+ bias_i) for n_parts matrices of equal cols and dtype,
@@ -178,14 +155,16 @@ struct device_ops {
     int (*kv_copy_page)(struct device *, const struct kv_cache *, int dst_page, int src_page,
                         struct stream *);
 
-    /* Holds the stream until flag->word >= value; -ETIMEDOUT after timeout_ns. */
-    int (*wait_flag)(struct device *, struct flag *flag, uint64_t value, uint64_t timeout_ns,
-                     struct stream *);
+    /* Holds the stream until the rows of Engram layer `index` are there (step->engram[index].ready).
+     * The host: -ETIMEDOUT after step->wait_timeout_ns. A device that runs behind: 0 at once; when
+     * the time is over the step goes on with zeros and its report says -ETIMEDOUT. */
+    int (*wait_rows)(struct device *, const struct forward_step *step, int index, struct stream *);
     /* out [rows, C * head_dim], C = orders * heads, dequantised, in column order; also writes each
-     * bundle to its promote address. address [rows, orders]. Rows of a sequence with engram_off get
+     * bundle to its promote address. source->address [rows, orders]; index: of the layer in
+     * shape->table. Rows of a sequence with engram_off get
      * zeros, and their addresses are not looked at. In one call several rows may name the same
      * source and the same promote address; no promote address is a source. */
-    int (*engram_gather)(struct device *, void *out, const struct bundle_address *address,
+    int (*engram_gather)(struct device *, void *out, const struct bundle_source *source, int index,
                          const struct engram_shape *, const struct batch *, struct stream *);
     /* Specs, "Fusion", steps 2 to 6 for M = 1: x [rows, D] in place, key and value [rows, D] are
      * the projected rows. Writes the vectors u of the convolution to u [rows, D] F32. state [slots,
@@ -204,8 +183,20 @@ struct device_ops {
     int (*sample)(struct device *, const float *logits, float *scratch, int vocab,
                   const struct sample_params *params, int n, struct sample_result *results,
                   struct stream *);
+    /* Optional, together: what the operations above do one by one, in fewer passes. NULL: the
+     * forward pass composes them; same result up to rounding.
+     * project_qkv: h = rms_norm(x); q, k, v = projections of h; head norms; rotation; k and v go to
+     * the KV cache. q [rows, heads * head_dim] is left. */
+    int (*project_qkv)(struct device *, void *q, const float *x, const struct qkv_weights *,
+                       const float *angles, const struct kv_cache *, int layer,
+                       const struct model_shape *, const struct batch *, struct stream *);
+    /* x += down(silu(gate(h)) * up(h)), h = rms_norm(x). */
+    int (*feed_forward)(struct device *, float *x, const struct feed_forward_weights *,
+                        const struct model_shape *, const struct batch *, struct stream *);
     /* Waits until everything issued has finished. 0, or the device's sticky error. */
     int (*synchronize)(struct device *, struct stream *);
+    /* 1: everything issued has finished; 0: not yet; the device's sticky error. Never waits. */
+    int (*poll)(struct device *, struct stream *);
     struct device *(*close)(struct device *); /* accepts NULL, returns NULL */
 };
 

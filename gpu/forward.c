@@ -2,7 +2,6 @@
 #include "gpu/forward.h"
 
 #include "base/check.h"
-#include "base/clock.h"
 #include "gpu/forward_state.h"
 
 /* What the kernels rely on. Cheap beside a step, and a wrong index would read or write anywhere. */
@@ -45,13 +44,14 @@ check_step(const struct forward *f, const struct forward_step *step, struct err 
 }
 
 static int
-run_engram(struct forward *f, struct forward_step *step, int layer, int index)
+run_engram(struct forward *f, const struct forward_step *step, const struct step_view *view,
+           int layer, int index)
 {
     struct device *dev = f->device;
     const struct device_ops *ops = dev->ops;
     const struct engram_shape *e = &f->shape.engram;
     const struct weight *w = f->layer[layer];
-    struct forward_engram *in = &step->engram[index];
+    const struct batch *b = &view->batch;
     struct wide_sizes sizes = forward_wide_sizes(dev, &f->shape, f->limits.max_rows);
     char *rows = f->scratch.wide, *key = rows + sizes.rows, *value = key + sizes.vector;
     struct matmul_part parts[2] = {
@@ -68,22 +68,66 @@ run_engram(struct forward *f, struct forward_step *step, int layer, int index)
         .conv_norm = w[ROLE_ENGRAM_CONV_NORM],
         .conv = w[ROLE_ENGRAM_CONV],
     };
-    int result = 0;
+    int result = ops->wait_rows(dev, step, index, NULL);
 
-    in->waited_ns = 0;
-    if (in->ready && flag_read(in->ready) < in->ready_value) {
-        uint64_t start_ns = clock_now_ns();
-        result = ops->wait_flag(dev, in->ready, in->ready_value, step->wait_timeout_ns, NULL);
-        in->waited_ns = clock_now_ns() - start_ns;
-    }
     if (result >= 0)
-        result = ops->engram_gather(dev, rows, in->address, e, &step->batch, NULL);
+        result = ops->engram_gather(dev, rows, &view->engram[index], index, e, b, NULL);
     if (result >= 0)
-        result = ops->matmul_group(dev, parts, 2, rows, &step->batch, NULL);
+        result = ops->matmul_group(dev, parts, 2, rows, b, NULL);
     if (result >= 0)
-        result =
-            ops->engram_fuse(dev, f->scratch.x, key, value, f->scratch.u[index], f->state[index],
-                             &weights, e, f->shape.hidden, &step->batch, NULL);
+        result = ops->engram_fuse(dev, f->scratch.x, key, value, f->scratch.u[index],
+                                  f->state[index], &weights, e, f->shape.hidden, b, NULL);
+    return result;
+}
+
+/* project_qkv and feed_forward of a device that does not have them. */
+static int
+compose_qkv(struct forward *f, void *q, const struct qkv_weights *w, int layer,
+            const struct batch *b)
+{
+    struct device *dev = f->device;
+    const struct device_ops *ops = dev->ops;
+    const struct model_shape *s = &f->shape;
+    struct forward_scratch *sc = &f->scratch;
+    struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
+    char *k = (char *)sc->wide + 2 * sizes.q, *v = k + sizes.kv;
+    struct matmul_part parts[3] = {
+        {q, w->q, w->q_bias}, {k, w->k, w->k_bias}, {v, w->v, w->v_bias}};
+    int result = ops->rms_norm(dev, sc->h, sc->x, w->norm, b->n_rows, s->hidden, s->norm_eps, NULL);
+
+    if (result >= 0)
+        result = ops->matmul_group(dev, parts, 3, sc->h, b, NULL);
+    if (result >= 0 && s->qk_norm)
+        result = ops->rms_norm(dev, q, q, w->q_norm, (int64_t)b->n_rows * s->heads, s->head_dim,
+                               s->norm_eps, NULL);
+    if (result >= 0 && s->qk_norm)
+        result = ops->rms_norm(dev, k, k, w->k_norm, (int64_t)b->n_rows * s->kv_heads, s->head_dim,
+                               s->norm_eps, NULL);
+    if (result >= 0)
+        result = ops->rope(dev, q, k, s, sc->angles, b, NULL);
+    if (result >= 0)
+        result = ops->kv_write(dev, &f->kv, layer, k, v, b, NULL);
+    return result;
+}
+
+static int
+compose_feed_forward(struct forward *f, const struct feed_forward_weights *w, const struct batch *b)
+{
+    struct device *dev = f->device;
+    const struct device_ops *ops = dev->ops;
+    const struct model_shape *s = &f->shape;
+    struct forward_scratch *sc = &f->scratch;
+    struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
+    char *gate = sc->wide, *up = gate + sizes.intermediate;
+    struct matmul_part parts[2] = {{gate, w->gate, w->gate_bias}, {up, w->up, w->up_bias}};
+    int result = ops->rms_norm(dev, sc->h, sc->x, w->norm, b->n_rows, s->hidden, s->norm_eps, NULL);
+
+    if (result >= 0)
+        result = ops->matmul_group(dev, parts, 2, sc->h, b, NULL);
+    if (result >= 0)
+        result = ops->silu_mul(dev, gate, gate, up, (int64_t)b->n_rows * s->intermediate, NULL);
+    if (result >= 0)
+        result = ops->matmul(dev, sc->x, gate, w->down, w->down_bias, true, b, NULL);
     return result;
 }
 
@@ -96,27 +140,22 @@ run_attention(struct forward *f, const struct batch *b, int layer)
     const struct weight *w = f->layer[layer];
     struct forward_scratch *sc = &f->scratch;
     struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
-    char *q = sc->wide, *attended = q + sizes.q, *k = attended + sizes.q, *v = k + sizes.kv;
-    struct matmul_part parts[3] = {
-        {q, w[ROLE_Q], w[ROLE_Q_BIAS]},
-        {k, w[ROLE_K], w[ROLE_K_BIAS]},
-        {v, w[ROLE_V], w[ROLE_V_BIAS]},
+    char *q = sc->wide, *attended = q + sizes.q;
+    struct qkv_weights weights = {
+        .norm = w[ROLE_ATTN_NORM],
+        .q = w[ROLE_Q],
+        .k = w[ROLE_K],
+        .v = w[ROLE_V],
+        .q_bias = w[ROLE_Q_BIAS],
+        .k_bias = w[ROLE_K_BIAS],
+        .v_bias = w[ROLE_V_BIAS],
+        .q_norm = w[ROLE_Q_NORM],
+        .k_norm = w[ROLE_K_NORM],
     };
-    int result = ops->rms_norm(dev, sc->h, sc->x, w[ROLE_ATTN_NORM], b->n_rows, s->hidden,
-                               s->norm_eps, NULL);
+    int result = ops->project_qkv ? ops->project_qkv(dev, q, sc->x, &weights, sc->angles, &f->kv,
+                                                     layer, s, b, NULL)
+                                  : compose_qkv(f, q, &weights, layer, b);
 
-    if (result >= 0)
-        result = ops->matmul_group(dev, parts, 3, sc->h, b, NULL);
-    if (result >= 0 && s->qk_norm)
-        result = ops->rms_norm(dev, q, q, w[ROLE_Q_NORM], (int64_t)b->n_rows * s->heads,
-                               s->head_dim, s->norm_eps, NULL);
-    if (result >= 0 && s->qk_norm)
-        result = ops->rms_norm(dev, k, k, w[ROLE_K_NORM], (int64_t)b->n_rows * s->kv_heads,
-                               s->head_dim, s->norm_eps, NULL);
-    if (result >= 0)
-        result = ops->rope(dev, q, k, s, sc->angles, b, NULL);
-    if (result >= 0)
-        result = ops->kv_write(dev, &f->kv, layer, k, v, b, NULL);
     if (result >= 0)
         result = ops->attention(dev, attended, q, &f->kv, layer, s, b, NULL);
     if (result >= 0)
@@ -127,32 +166,25 @@ run_attention(struct forward *f, const struct batch *b, int layer)
 static int
 run_feed_forward(struct forward *f, const struct batch *b, int layer)
 {
-    struct device *dev = f->device;
-    const struct device_ops *ops = dev->ops;
-    const struct model_shape *s = &f->shape;
     const struct weight *w = f->layer[layer];
-    struct forward_scratch *sc = &f->scratch;
-    struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
-    char *gate = sc->wide, *up = gate + sizes.intermediate;
-    struct matmul_part parts[2] = {
-        {gate, w[ROLE_GATE], w[ROLE_GATE_BIAS]},
-        {up, w[ROLE_UP], w[ROLE_UP_BIAS]},
+    struct feed_forward_weights weights = {
+        .norm = w[ROLE_MLP_NORM],
+        .gate = w[ROLE_GATE],
+        .up = w[ROLE_UP],
+        .down = w[ROLE_DOWN],
+        .gate_bias = w[ROLE_GATE_BIAS],
+        .up_bias = w[ROLE_UP_BIAS],
+        .down_bias = w[ROLE_DOWN_BIAS],
     };
-    int result =
-        ops->rms_norm(dev, sc->h, sc->x, w[ROLE_MLP_NORM], b->n_rows, s->hidden, s->norm_eps, NULL);
 
-    if (result >= 0)
-        result = ops->matmul_group(dev, parts, 2, sc->h, b, NULL);
-    if (result >= 0)
-        result = ops->silu_mul(dev, gate, gate, up, (int64_t)b->n_rows * s->intermediate, NULL);
-    if (result >= 0)
-        result = ops->matmul(dev, sc->x, gate, w[ROLE_DOWN], w[ROLE_DOWN_BIAS], true, b, NULL);
-    return result;
+    return f->device->ops->feed_forward
+               ? f->device->ops->feed_forward(f->device, f->scratch.x, &weights, &f->shape, b, NULL)
+               : compose_feed_forward(f, &weights, b);
 }
 
 /* Logits and tokens of the rows asked for, a block of rows at a time. */
 static int
-run_outputs(struct forward *f, struct forward_step *step)
+run_outputs(struct forward *f, const struct forward_step *step, const struct step_view *view)
 {
     struct device *dev = f->device;
     const struct device_ops *ops = dev->ops;
@@ -161,31 +193,23 @@ run_outputs(struct forward *f, struct forward_step *step)
     struct weight head = f->global[s->tied_embeddings ? ROLE_EMBED : ROLE_LM_HEAD];
     size_t vocab = (size_t)s->vocab;
 
-    if (step->n_outputs == 0)
+    if (view->n_outputs == 0)
         return 0;
-    int result = ops->rms_norm(dev, sc->h, sc->x, f->global[ROLE_FINAL_NORM], step->batch.n_rows,
+    int result = ops->rms_norm(dev, sc->h, sc->x, f->global[ROLE_FINAL_NORM], view->batch.n_rows,
                                s->hidden, s->norm_eps, NULL);
-    for (int at = 0; at < step->n_outputs && result >= 0; at += sc->logit_rows) {
-        int n = step->n_outputs - at < sc->logit_rows ? step->n_outputs - at : sc->logit_rows;
-        /* The rows and parameters of the block before are still in use on a device that runs
-         * behind. */
-        if (at > 0)
-            result = ops->synchronize(dev, NULL);
-        for (int i = 0; i < n; i++) {
-            sc->row[i] = step->outputs[at + i].row;
-            sc->params[i] = step->outputs[at + i].params;
-        }
-        if (result >= 0)
-            result = ops->matmul_rows(dev, sc->logits, sc->h, sc->row, n, head, NULL);
+    for (int at = 0; at < view->n_outputs && result >= 0; at += sc->logit_rows) {
+        int n = view->n_outputs - at < sc->logit_rows ? view->n_outputs - at : sc->logit_rows;
+        result = ops->matmul_rows(dev, sc->logits, sc->h, view->output_row + at, n, head, NULL);
         if (result >= 0 && step->logits) {
+            int wanted = step->n_outputs - at < n ? step->n_outputs - at : n;
             result = ops->synchronize(dev, NULL);
-            if (result >= 0)
+            if (result >= 0 && wanted > 0)
                 result = ops->download(dev, step->logits + (size_t)at * vocab, sc->logits,
-                                       (size_t)n * vocab * sizeof(float));
+                                       (size_t)wanted * vocab * sizeof(float));
         }
         if (result >= 0)
-            result = ops->sample(dev, sc->logits, sc->sorted, s->vocab, sc->params, n,
-                                 step->results + at, NULL);
+            result = ops->sample(dev, sc->logits, sc->sorted, s->vocab, view->params + at, n,
+                                 view->results + at, NULL);
     }
     return result;
 }
@@ -199,29 +223,26 @@ any_engram(const struct batch *b)
     return false;
 }
 
-int
-forward_run(struct forward *f, struct forward_step *step, struct err *err)
+/* The operations of a step. -ETIMEDOUT (host): *ret_late is the layer whose rows did not come. */
+static int
+issue(struct forward *f, const struct forward_step *step, const struct step_view *view,
+      int *ret_late)
 {
     struct device *dev = f->device;
     const struct device_ops *ops = dev->ops;
-    const struct batch *b = &step->batch;
-    bool engram = f->shape.engram.n_layers > 0;
+    const struct batch *b = &view->batch;
+    bool engram = f->shape.engram.n_layers > 0 && any_engram(&step->batch);
+    int result = ops->embed(dev, f->scratch.x, f->global[ROLE_EMBED], b, NULL);
 
-    ASSERT_THREAD(THREAD_ENGINE);
-    int result = check_step(f, step, err);
-    if (result < 0)
-        return result;
-    engram = engram && any_engram(b);
-    result = ops->embed(dev, f->scratch.x, f->global[ROLE_EMBED], b, NULL);
     if (result >= 0)
         result = ops->rope_angles(dev, f->scratch.angles, f->shape.head_dim, f->inv_freq,
                                   f->attention_scale, b, NULL);
     for (int layer = 0; layer < f->shape.layers && result >= 0; layer++) {
         int index = engram ? forward_engram_index(&f->shape, layer) : -1;
         if (index >= 0)
-            result = run_engram(f, step, layer, index);
+            result = run_engram(f, step, view, layer, index);
         if (result == -ETIMEDOUT)
-            return err_set(err, ETIMEDOUT, "rows of Engram layer %d did not come in time", layer);
+            *ret_late = layer;
         if (result >= 0)
             result = run_attention(f, b, layer);
         if (result >= 0)
@@ -232,7 +253,39 @@ forward_run(struct forward *f, struct forward_step *step, struct err *err)
         result = ops->engram_keep(dev, f->state[i], f->scratch.u[i], &f->shape.engram,
                                   f->shape.hidden, b, NULL);
     if (result >= 0)
-        result = run_outputs(f, step);
+        result = run_outputs(f, step, view);
+    return result;
+}
+
+int
+forward_run(struct forward *f, struct forward_step *step, struct err *err)
+{
+    struct device *dev = f->device;
+    struct step_view view;
+    int late = -1;
+
+    ASSERT_THREAD(THREAD_ENGINE);
+    int result = check_step(f, step, err);
+    if (result < 0)
+        return result;
+    if (!step->report)
+        step->report = f->report;
+    if (step->report == f->report)
+        step->step = ++f->own_steps;
+    for (int i = 0; i < f->shape.engram.n_layers; i++)
+        step->engram[i].waited_ns = 0;
+    result = dev->ops->begin_step(dev, step, &view, NULL);
+    if (result == STEP_REPLAYED)
+        return 0;
+    if (result >= 0) {
+        result = issue(f, step, &view, &late);
+        int ended = dev->ops->end_step(dev, step, result, NULL);
+        result = result < 0 ? result : ended;
+    }
+    for (int i = 0; i < f->shape.engram.n_layers; i++)
+        step->engram[i].waited_ns = step->report->waited_ns[i];
+    if (result == -ETIMEDOUT)
+        return err_set(err, ETIMEDOUT, "rows of Engram layer %d did not come in time", late);
     if (result < 0)
         return err_errno(err, -result, "the device failed during a step");
     return 0;
@@ -245,6 +298,8 @@ forward_wait(struct forward *f, struct err *err)
 
     if (result < 0)
         return err_errno(err, -result, "the device failed during a step");
+    if (f->own_steps && f->report->status == -ETIMEDOUT)
+        return err_set(err, ETIMEDOUT, "rows of an Engram layer did not come in time");
     return 0;
 }
 

@@ -17,31 +17,8 @@ struct forward_limits {
     int max_sequences; /* sequences of a step */
     int n_states;      /* Engram state slots */
     int kv_pages, page_tokens;
-    int max_outputs; /* sampled or scored rows of a step */
-};
-
-/* The rows of one Engram layer for this step; addresses are complete once ready->word >=
- * ready_value. */
-struct forward_engram {
-    const struct bundle_address *address; /* [n_rows, max_order - 1], shared memory */
-    struct flag *ready;
-    uint64_t ready_value;
-    uint64_t waited_ns; /* out: how long the step stood here */
-};
-
-struct forward_output {
-    int32_t row;
-    struct sample_params params;
-};
-
-struct forward_step {
-    struct batch batch;
-    struct forward_engram engram[SHAPE_MAX_ENGRAM_LAYERS];
-    uint64_t wait_timeout_ns;
-    int n_outputs;
-    const struct forward_output *outputs;
-    struct sample_result *results; /* [n_outputs] shared memory */
-    float *logits; /* NULL, or [n_outputs, vocab] on the host: raw logits, for tests */
+    int max_outputs;    /* sampled or scored rows of a step */
+    int max_step_pages; /* entries of all page lists of a step; 0: max_sequences * kv_pages */
 };
 
 /* Bytes of weights, KV, states and scratch this would take, before taking them. Weights as from a
@@ -67,11 +44,12 @@ int forward_load(struct forward *forward, enum tensor_role role, int layer, enum
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 
-/* Issues one step. -ETIMEDOUT: an Engram layer's rows did not come in time, nothing was sampled,
- * and KV and states of the step's sequences are as if it had not run far: the caller ends or redoes
- * them. */
+/* Issues one step; a device that runs behind has not finished it when this returns: the report
+ * tells when and how it ended. -ETIMEDOUT, here or in the report: an Engram layer's rows did not
+ * come in time, nothing was sampled, and KV and states of the step's sequences are as if it had not
+ * run far: the caller ends or redoes them. */
 int forward_run(struct forward *forward, struct forward_step *step, struct err *err);
-/* Waits for the results of the last step. */
+/* Waits for everything that was issued. */
 int forward_wait(struct forward *forward, struct err *err);
 
 /* A fork: copies Engram states and, for the last partial page, KV. */

@@ -5,11 +5,6 @@
 #include "gpu/forward_state.h"
 #include "gpu/rope_table.h"
 
-enum {
-    LOGIT_BYTES = 8 << 20, /* of one block of logits; at least one row, whatever the vocabulary */
-    LOGIT_ROWS = 64,
-};
-
 static size_t
 align64(size_t bytes)
 {
@@ -36,11 +31,15 @@ forward_wide_sizes(const struct device *dev, const struct model_shape *s, int ma
     return w;
 }
 
+/* Of one block of logits; at least one, whatever the vocabulary. */
 static int
-logit_rows_of(const struct model_shape *s, const struct forward_limits *limits)
+logit_rows_of(const struct device *dev, const struct model_shape *s,
+              const struct forward_limits *limits)
 {
-    size_t fit = LOGIT_BYTES / ((size_t)(s->vocab > 0 ? s->vocab : 1) * sizeof(float));
-    int rows = fit < LOGIT_ROWS ? (int)fit : LOGIT_ROWS;
+    enum { MOST_ROWS = 1024 };
+    size_t fit =
+        dev->ops->logit_block_bytes / ((size_t)(s->vocab > 0 ? s->vocab : 1) * sizeof(float));
+    int rows = fit < MOST_ROWS ? (int)fit : MOST_ROWS;
 
     rows = rows < limits->max_outputs ? rows : limits->max_outputs;
     return rows > 0 ? rows : 1;
@@ -73,10 +72,11 @@ forward_sizes(const struct device *device, const struct model_shape *shape,
     if (engram_layers > 0)
         sizes.state_bytes = engram_layers * (uint64_t)limits->n_states * forward_ring_bytes(shape);
     sizes.scratch_bytes =
-        2 * rows * hidden * activation + forward_wide_sizes(device, shape, limits->max_rows).whole +
+        rows * hidden * (sizeof(float) + activation) +
+        forward_wide_sizes(device, shape, limits->max_rows).whole +
         rows * (size_t)shape->head_dim * sizeof(float) +
         engram_layers * rows * hidden * sizeof(float) +
-        2 * (size_t)logit_rows_of(shape, limits) * (size_t)shape->vocab * sizeof(float);
+        2 * (size_t)logit_rows_of(device, shape, limits) * (size_t)shape->vocab * sizeof(float);
     *ret_sizes = sizes;
 }
 
@@ -131,18 +131,16 @@ alloc_step(struct forward *f)
     size_t activation = dtype_size_bytes(ops->activation);
     bool ok = true;
 
-    sc->logit_rows = logit_rows_of(s, &f->limits);
+    sc->logit_rows = logit_rows_of(dev, s, &f->limits);
     sc->wide_bytes = forward_wide_sizes(dev, s, f->limits.max_rows).whole;
     size_t logit_bytes = (size_t)sc->logit_rows * (size_t)s->vocab * sizeof(float);
-    ok &= (sc->x = ops->alloc(dev, rows * hidden * activation)) != NULL;
+    ok &= (sc->x = ops->alloc(dev, rows * hidden * sizeof *sc->x)) != NULL;
     ok &= (sc->h = ops->alloc(dev, rows * hidden * activation)) != NULL;
     ok &= (sc->wide = ops->alloc(dev, sc->wide_bytes)) != NULL;
     ok &= (sc->angles = ops->alloc(dev, rows * (size_t)s->head_dim * sizeof(float))) != NULL;
     ok &= (sc->logits = ops->alloc(dev, logit_bytes)) != NULL;
     ok &= (sc->sorted = ops->alloc(dev, logit_bytes)) != NULL;
-    ok &= (sc->row = ops->alloc_shared(dev, (size_t)sc->logit_rows * sizeof *sc->row)) != NULL;
-    ok &=
-        (sc->params = ops->alloc_shared(dev, (size_t)sc->logit_rows * sizeof *sc->params)) != NULL;
+    ok &= (f->report = ops->alloc_shared(dev, sizeof *f->report)) != NULL;
     f->kv_bytes = (size_t)f->limits.kv_pages * ops->kv_page_bytes(dev, s, f->limits.page_tokens);
     f->kv = (struct kv_cache){NULL,      f->limits.kv_pages, f->limits.page_tokens,
                               s->layers, s->kv_heads,        s->head_dim};
@@ -152,6 +150,13 @@ alloc_step(struct forward *f)
         ok &= (sc->u[i] = ops->alloc(dev, rows * hidden * sizeof(float))) != NULL;
         ok &= (f->state[i] = ops->alloc(dev, f->state_bytes)) != NULL;
     }
+    struct device_limits limits = {.max_rows = f->limits.max_rows,
+                                   .max_sequences = f->limits.max_sequences,
+                                   .max_outputs = f->limits.max_outputs,
+                                   .n_states = f->limits.n_states,
+                                   .max_step_pages = f->limits.max_step_pages,
+                                   .page_tokens = f->limits.page_tokens};
+    ok = ok && ops->reserve(dev, s, &limits) >= 0;
     return ok ? 0 : -ENOMEM;
 }
 
@@ -168,14 +173,13 @@ forward_free(struct forward *f)
     size_t logit_bytes = (size_t)sc->logit_rows * (size_t)f->shape.vocab * sizeof(float);
 
     forward_weights_free(f);
-    ops->free(dev, sc->x, rows * hidden * activation);
+    ops->free(dev, sc->x, rows * hidden * sizeof *sc->x);
     ops->free(dev, sc->h, rows * hidden * activation);
     ops->free(dev, sc->wide, sc->wide_bytes);
     ops->free(dev, sc->angles, rows * (size_t)f->shape.head_dim * sizeof(float));
     ops->free(dev, sc->logits, logit_bytes);
     ops->free(dev, sc->sorted, logit_bytes);
-    ops->free_shared(dev, sc->row, (size_t)sc->logit_rows * sizeof *sc->row);
-    ops->free_shared(dev, sc->params, (size_t)sc->logit_rows * sizeof *sc->params);
+    ops->free_shared(dev, f->report, sizeof *f->report);
     ops->free(dev, f->kv.data, f->kv_bytes);
     for (int i = 0; i < f->shape.engram.n_layers; i++) {
         ops->free(dev, sc->u[i], rows * hidden * sizeof(float));
@@ -200,6 +204,10 @@ forward_new(struct forward **ret_forward, struct device *device, const struct mo
     f->device = device;
     f->shape = *shape;
     f->limits = *limits;
+    if (f->limits.max_step_pages == 0)
+        f->limits.max_step_pages = limits->kv_pages > INT32_MAX / limits->max_sequences
+                                       ? INT32_MAX
+                                       : limits->kv_pages * limits->max_sequences;
     f->layer = calloc((size_t)shape->layers, sizeof *f->layer);
     result = rope_table_make(&shape->rope, shape->head_dim, f->inv_freq, &f->attention_scale, err);
     if (result >= 0 && (!f->layer || alloc_step(f) < 0))

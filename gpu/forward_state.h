@@ -10,15 +10,13 @@ enum { FORWARD_MAX_HEAD_DIM = 512 };
 /* Device memory of a step. Three groups of buffers are never alive together and share `wide`:
  * Engram (rows, key, value), attention (q, k, v, attended), feed-forward (gate, up). */
 struct forward_scratch {
-    void *x; /* [max_rows, hidden] the residual stream */
-    void *h; /* [max_rows, hidden] its normalised copy */
+    float *x; /* [max_rows, hidden] the residual stream */
+    void *h;  /* [max_rows, hidden] its normalised copy */
     void *wide;
     float *angles;                     /* [max_rows, head_dim] */
     float *u[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, hidden] until the end of the step */
     float *logits;                     /* [logit_rows, vocab] */
     float *sorted;                     /* [logit_rows, vocab] working memory of sampling */
-    int32_t *row;                      /* shared, [logit_rows] */
-    struct sample_params *params;      /* shared, [logit_rows] */
     int logit_rows;
     size_t wide_bytes;
 };
@@ -41,6 +39,8 @@ struct forward {
     size_t kv_bytes, state_bytes; /* of the cache; of one Engram layer's states */
     float *state[SHAPE_MAX_ENGRAM_LAYERS];
     struct forward_scratch scratch;
+    struct step_report *report; /* shared memory: of steps that bring none */
+    uint64_t own_steps;
     double inv_freq[FORWARD_MAX_HEAD_DIM / 2], attention_scale;
 };
 

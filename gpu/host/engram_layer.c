@@ -11,11 +11,54 @@ static const float CONV_NORM_EPS = 1e-5f;
 
 struct gather_args {
     float *out;
-    const struct bundle_address *address;
+    const struct bundle_source *source;
+    const struct engram_table_shape *table;
     const struct engram_shape *shape;
     const struct batch *batch;
     const struct host_kernels *kernels;
 };
+
+/* The rows of one head of a cell: of a bundle, or where the resident table has them. */
+static void
+find_row(const struct gather_args *a, const struct bundle_address *at, size_t cell, int head,
+         const uint8_t **ret_weight, const uint8_t **ret_scale)
+{
+    const struct engram_shape *e = a->shape;
+    size_t row_bytes = (size_t)engram_row_weight_bytes(e);
+    size_t scale_bytes = (size_t)engram_row_scale_bytes(e);
+
+    if (at->source == BUNDLE_IN_PLACE) {
+        int order = (int)(cell % (size_t)(e->max_order - 1));
+        uint64_t row = (uint64_t)a->table->row_base[order][head] +
+                       a->source->mix[cell] % (uint64_t)a->table->prime[order][head];
+        *ret_weight = (const uint8_t *)a->source->weights + row * row_bytes;
+        *ret_scale =
+            a->source->scales ? (const uint8_t *)a->source->scales + row * scale_bytes : NULL;
+        return;
+    }
+    *ret_weight = (const uint8_t *)at->source + (size_t)head * row_bytes;
+    *ret_scale =
+        (const uint8_t *)at->source + (size_t)e->heads * row_bytes + (size_t)head * scale_bytes;
+}
+
+/* Writes the bundle of a cell in the layout of base/shape.h. */
+static void
+promote(const struct gather_args *a, const struct bundle_address *at, size_t cell)
+{
+    const struct engram_shape *e = a->shape;
+    size_t row_bytes = (size_t)engram_row_weight_bytes(e);
+    size_t scale_bytes = (size_t)engram_row_scale_bytes(e);
+    uint8_t *to = at->promote;
+
+    for (int h = 0; h < e->heads; h++) {
+        const uint8_t *weight, *scale;
+
+        find_row(a, at, cell, h, &weight, &scale);
+        memcpy(to + (size_t)h * row_bytes, weight, row_bytes);
+        if (scale_bytes)
+            memcpy(to + (size_t)e->heads * row_bytes + (size_t)h * scale_bytes, scale, scale_bytes);
+    }
+}
 
 /* One row of head_dim elements with its scales to F32. */
 static void
@@ -53,8 +96,7 @@ gather_part(void *arg, int part, int n_parts)
     struct gather_args *a = arg;
     const struct engram_shape *e = a->shape;
     int orders = e->max_order - 1;
-    size_t bundle = (size_t)engram_bundle_bytes(e), row_bytes = (size_t)engram_row_weight_bytes(e);
-    size_t width = (size_t)e->heads * (size_t)e->head_dim, scales = (size_t)e->heads * row_bytes;
+    size_t width = (size_t)e->heads * (size_t)e->head_dim;
     long begin, end;
 
     pool_slice(a->batch->n_rows, 1, part, n_parts, &begin, &end);
@@ -62,34 +104,36 @@ gather_part(void *arg, int part, int n_parts)
         bool off = a->batch->seq[a->batch->row_seq[r]].engram_off != 0;
         for (int o = 0; o < orders; o++) {
             struct bundle_address at = {NULL, NULL};
+            size_t cell = (size_t)r * (size_t)orders + (size_t)o;
             if (!off)
-                at = a->address[r * orders + o];
+                at = a->source->address[cell];
             if (at.source && at.promote &&
                 ((uintptr_t)at.promote >> 6) % (unsigned)n_parts == (unsigned)part)
-                memcpy(at.promote, at.source, bundle);
+                promote(a, &at, cell);
             if (r < begin || r >= end)
                 continue;
-            float *out = a->out + ((size_t)r * (size_t)orders + (size_t)o) * width;
+            float *out = a->out + cell * width;
             if (!at.source) {
                 memset(out, 0, width * sizeof *out);
                 continue;
             }
-            const uint8_t *from = at.source;
-            for (int h = 0; h < e->heads; h++)
-                dequantise(out + h * e->head_dim, from + (size_t)h * row_bytes,
-                           from + scales + (size_t)h * (size_t)engram_row_scale_bytes(e), e,
-                           a->kernels);
+            for (int h = 0; h < e->heads; h++) {
+                const uint8_t *weight, *scale;
+
+                find_row(a, &at, cell, h, &weight, &scale);
+                dequantise(out + h * e->head_dim, weight, scale, e, a->kernels);
+            }
         }
     }
 }
 
 int
-host_engram_gather(struct device *dev, void *out, const struct bundle_address *address,
+host_engram_gather(struct device *dev, void *out, const struct bundle_source *source, int index,
                    const struct engram_shape *shape, const struct batch *batch,
                    struct stream *stream)
 {
     struct host_device *host = host_of(dev);
-    struct gather_args a = {out, address, shape, batch, host->kernels};
+    struct gather_args a = {out, source, &shape->table[index], shape, batch, host->kernels};
 
     host_run(host, gather_part, &a,
              1.0 * batch->n_rows * (shape->max_order - 1) * shape->heads * shape->head_dim);

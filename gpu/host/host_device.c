@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/clock.h"
+#include "base/flag.h"
 #include "gpu/host/host_state.h"
 
 /* OpenBLAS starts threads of its own unless told not to; other BLAS libraries lack the function. */
@@ -36,10 +38,70 @@ memory_copy_stream(struct device *dev, void *dst, const void *src, size_t size_b
 }
 
 static int
-host_wait_flag(struct device *dev, struct flag *flag, uint64_t value, uint64_t timeout_ns,
+host_reserve(struct device *dev, const struct model_shape *shape,
+             const struct device_limits *limits)
+{
+    struct host_device *host = host_of(dev);
+    size_t n = (size_t)limits->max_outputs;
+
+    host->output_row = calloc(n, sizeof *host->output_row);
+    host->params = calloc(n, sizeof *host->params);
+    return host->output_row && host->params ? 0 : -ENOMEM;
+}
+
+static int
+host_begin_step(struct device *dev, const struct forward_step *step, struct step_view *ret_view,
+                struct stream *stream)
+{
+    struct host_device *host = host_of(dev);
+
+    for (int i = 0; i < step->n_outputs; i++) {
+        host->output_row[i] = step->outputs[i].row;
+        host->params[i] = step->outputs[i].params;
+    }
+    *ret_view = (struct step_view){.batch = step->batch,
+                                   .n_outputs = step->n_outputs,
+                                   .output_row = host->output_row,
+                                   .params = host->params,
+                                   .results = step->results};
+    for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++) {
+        const struct forward_engram *e = &step->engram[i];
+
+        ret_view->engram[i] = (struct bundle_source){e->address, e->mix, e->weights, e->scales};
+        step->report->waited_ns[i] = 0;
+    }
+    return STEP_ISSUE;
+}
+
+static int
+host_end_step(struct device *dev, const struct forward_step *step, int status,
+              struct stream *stream)
+{
+    step->report->status = status;
+    __atomic_store_n(&step->report->done, step->step, __ATOMIC_RELEASE);
+    return 0;
+}
+
+static int
+host_wait_rows(struct device *dev, const struct forward_step *step, int index,
                struct stream *stream)
 {
-    return flag_wait(flag, value, 20000, timeout_ns);
+    const struct forward_engram *e = &step->engram[index];
+    int result = 0;
+
+    if (e->ready && flag_read(e->ready) < e->ready_value) {
+        uint64_t start_ns = clock_now_ns();
+
+        result = flag_wait(e->ready, e->ready_value, 20000, step->wait_timeout_ns);
+        step->report->waited_ns[index] = clock_now_ns() - start_ns;
+    }
+    return result;
+}
+
+static int
+host_poll(struct device *dev, struct stream *stream)
+{
+    return 1;
 }
 
 static int
@@ -56,6 +118,8 @@ host_close(struct device *dev)
     struct host_device *host = host_of(dev);
     host->pool = pool_free(host->pool);
     free(host->scratch);
+    free(host->output_row);
+    free(host->params);
     host_memory_close(&host->memory);
     free(host);
     return NULL;
@@ -64,6 +128,7 @@ host_close(struct device *dev)
 static const struct device_ops host_ops = {
     .name = "cpu",
     .activation = DTYPE_F32,
+    .logit_block_bytes = 8 << 20,
     .alloc = memory_alloc,
     .free = memory_free,
     .alloc_shared = memory_alloc,
@@ -84,7 +149,11 @@ static const struct device_ops host_ops = {
     .attention = host_attention,
     .silu_mul = host_silu_mul,
     .kv_copy_page = host_kv_copy_page,
-    .wait_flag = host_wait_flag,
+    .reserve = host_reserve,
+    .begin_step = host_begin_step,
+    .end_step = host_end_step,
+    .wait_rows = host_wait_rows,
+    .poll = host_poll,
     .engram_gather = host_engram_gather,
     .engram_fuse = host_engram_fuse,
     .engram_keep = host_engram_keep,

@@ -43,6 +43,9 @@ struct host_device {
     int n_threads;
     struct host_scratch *scratch; /* [n_threads] */
     struct host_memory memory;
+    /* Of the step that runs, as arrays: [max_outputs]. */
+    int32_t *output_row;
+    struct sample_params *params;
 };
 
 static inline struct host_device *
@@ -86,7 +89,7 @@ int host_kv_copy_page(struct device *, const struct kv_cache *, int dst_page, in
                       struct stream *);
 int host_attention(struct device *, void *out, const void *q, const struct kv_cache *, int layer,
                    const struct model_shape *, const struct batch *, struct stream *);
-int host_engram_gather(struct device *, void *out, const struct bundle_address *address,
+int host_engram_gather(struct device *, void *out, const struct bundle_source *source, int index,
                        const struct engram_shape *, const struct batch *, struct stream *);
 int host_engram_fuse(struct device *, void *x, const void *key, const void *value, float *u,
                      const float *state, const struct engram_weights *, const struct engram_shape *,

@@ -351,6 +351,8 @@ sample_row(const struct sample_args *a, int row, struct host_scratch *scratch)
     double log_sum = (double)top + log(kernels->exp_sum(NULL, logit, (size_t)a->vocab, top, 1.0f));
     find_top(logit, a->vocab, log_sum, p->n_top, result);
     result->token = choose(a, logit, top, a->scratch + (size_t)row * (size_t)a->vocab, p, scratch);
+    if (result->token >= 0 && p->replay && *p->replay >= 0 && *p->replay < a->vocab)
+        result->token = *p->replay;
     if (result->token >= 0)
         result->logprob = (float)((double)logit[result->token] - log_sum);
 }

@@ -107,7 +107,7 @@ read_random(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, stru
 static int
 load(struct bench *b, struct err *err)
 {
-    struct forward_limits limits = {MAX_ROWS, 64, 64, 0, PAGE_TOKENS, 64};
+    struct forward_limits limits = {MAX_ROWS, 64, 64, 0, PAGE_TOKENS, 64, 0};
     struct forward_sizes sizes;
     const struct model_shape *s = &b->shape;
 

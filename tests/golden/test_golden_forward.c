@@ -425,7 +425,8 @@ check_module(const char *name)
         struct batch_seq seq = {.n_rows = g.n};
         struct batch batch = {g.n, 1, 0, g.ids, position, row_seq, &seq};
         struct matmul_part parts[2] = {{k, key, key_bias}, {v, value, value_bias}};
-        assert_int_equal(dev->ops->engram_gather(dev, rows, address, e, &batch, NULL), 0);
+        struct bundle_source source = {.address = address};
+        assert_int_equal(dev->ops->engram_gather(dev, rows, &source, 0, e, &batch, NULL), 0);
         assert_int_equal(dev->ops->matmul_group(dev, parts, 2, rows, &batch, NULL), 0);
         assert_int_equal(
             dev->ops->engram_fuse(dev, x, k, v, u, ring, &weights, e, width, &batch, NULL), 0);

@@ -1,3 +1,4 @@
+#include "base/flag.h"
 #include "tests/unit/gpu/model_fixture.h"
 
 #include <math.h>
@@ -241,7 +242,8 @@ fixture_step(const struct model_fixture *m, struct forward *forward, const struc
         .logits = logits,
     };
     for (int t = 0; t < e->n_layers; t++)
-        step.engram[t] = (struct forward_engram){step_memory.address[t], &step_memory.ready, 1, 0};
+        step.engram[t] = (struct forward_engram){
+            .address = step_memory.address[t], .ready = &step_memory.ready, .ready_value = 1};
     int result = forward_run(forward, &step, err);
     return result < 0 ? result : forward_wait(forward, err);
 }

@@ -95,6 +95,7 @@ every_table_type_is_dequantised_exactly(void **state)
                                      .table_dtype = kinds[k].dtype,
                                      .scale_group = kinds[k].group};
             struct bundle_address address[ROWS * ORDERS] = {{0}};
+        struct bundle_source source = {.address = address};
             struct device *dev = open_device(i);
             int width = HEADS * e.head_dim;
             if (!dev)
@@ -103,7 +104,7 @@ every_table_type_is_dequantised_exactly(void **state)
             for (int c = 0; c < ROWS * ORDERS; c++)
                 address[c].source = c == 5 ? NULL : bundles[c % BUNDLES];
             memset(gathered, 0xff, sizeof gathered);
-            assert_int_equal(dev->ops->engram_gather(dev, gathered, address, &e, &batch, NULL), 0);
+            assert_int_equal(dev->ops->engram_gather(dev, gathered, &source, 0, &e, &batch, NULL), 0);
             for (int c = 0; c < ROWS * ORDERS; c++)
                 for (int d = 0; d < width; d++)
                     assert_true(gathered[c * width + d] == (c == 5 ? 0 : values[c % BUNDLES][d]));
@@ -129,6 +130,7 @@ promoted_bundles_are_copied_whole_even_when_shared(void **state)
         row_seq[i] = i >= 6;
     for (int i = 0; i < 3; i++) {
         struct bundle_address address[ROWS * ORDERS] = {{0}};
+        struct bundle_source source = {.address = address};
         struct device *dev = open_device(i);
         if (!dev)
             continue;
@@ -139,7 +141,7 @@ promoted_bundles_are_copied_whole_even_when_shared(void **state)
         for (int c = 6 * ORDERS; c < ROWS * ORDERS; c++)
             address[c] = (struct bundle_address){(void *)1, (void *)1};
         memset(gathered, 0xff, sizeof gathered);
-        assert_int_equal(dev->ops->engram_gather(dev, gathered, address, &e, &batch, NULL), 0);
+        assert_int_equal(dev->ops->engram_gather(dev, gathered, &source, 0, &e, &batch, NULL), 0);
         for (int b = 0; b < BUNDLES; b++)
             for (size_t j = 0; j < MAX_BUNDLE; j++)
                 assert_int_equal(slots[b][j], b < 2 && j < bytes ? bundles[b][j] : 0x55);

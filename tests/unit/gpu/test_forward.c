@@ -32,7 +32,7 @@ rig_open(struct rig *rig, const struct model_fixture *m, const char *isa, int n_
          enum dtype dtype)
 {
     struct host_device_options options = {n_threads, isa};
-    struct forward_limits limits = {N, 8, 8, PAGES, PAGE, N};
+    struct forward_limits limits = {N, 8, 8, PAGES, PAGE, N, 0};
     struct err err = ERR_INIT;
 
     if (host_device_open(&rig->device, &options, &err) < 0) {

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "base/flag.h"
 #include "gpu/host/host_device.h"
 #include "tests/unit/gpu/model_fixture.h"
 
@@ -146,7 +147,8 @@ rows_that_come_too_late_end_the_step_and_it_can_be_redone(void **state)
     flag_raise(&now, 7);
     struct forward_step step = {
         .batch = {20, 1, 0, tokens + 20, position, row_seq, &seq},
-        .engram = {{address[0], &now, 7, 0}, {address[1], &never, 1, 0}},
+        .engram = {{.address = address[0], .ready = &now, .ready_value = 7},
+                   {.address = address[1], .ready = &never, .ready_value = 1}},
         .wait_timeout_ns = 3000000,
         .n_outputs = 20,
         .outputs = outputs,

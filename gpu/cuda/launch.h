@@ -1,0 +1,78 @@
+/* launch: how a kernel is started, and what every kernel does first.
+ *
+ * Kernels of a step follow each other by programmatic dependent launch: the next one's blocks may
+ * start while the last ones of this one run, so
+ *
+ *   - every kernel calls dependency_wait() in every thread before it reads or writes anything that
+ *     an earlier kernel of the stream wrote or reads. Only loads of weights (which no kernel writes)
+ *     may come before it: they then overlap the end of the kernel before.
+ *   - dependency_launch() may be called once a block's remaining work is short; without it the
+ *     next kernel starts when this one ends.
+ *
+ * The same sources are compiled as plain C++ against tests/gpu/emulator, which runs every thread of
+ * a block as a fibre: hence LAUNCH in place of <<<>>>, DYNAMIC_SHARED in place of an extern array, and
+ * instructions without a C++ form (mma, ldmatrix, cp.async) only behind the functions of mma.h. */
+#ifndef GPU_CUDA_LAUNCH_H
+#define GPU_CUDA_LAUNCH_H
+
+#ifdef ENGRAM_EMULATED
+#include "tests/gpu/emulator/emulator.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+#include <utility>
+
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
+
+__device__ static inline void
+dependency_wait(void)
+{
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+}
+
+__device__ static inline void
+dependency_launch(void)
+{
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+/* 0, or -EIO with the error left for cudaGetLastError. `dependent`: the kernel obeys the rule above
+ * and so may start early. */
+int cuda_launch_status(cudaError_t error);
+
+template <typename... Params, typename... Args>
+static inline int
+launch_kernel(bool dependent, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+              cudaStream_t stream, Args &&...args)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = dependent ? 1 : 0;
+    return cuda_launch_status(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
+}
+
+/* LAUNCH(kernel, grid, block, shared bytes, stream, arguments...): 0 or -EIO. The kernel obeys the rule above. */
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
+    launch_kernel(true, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+
+/* Once per kernel, when the device is opened: dynamic shared memory beyond 48 KiB. 0 or -EIO. */
+#define ALLOW_SHARED(kernel, bytes)                                                                \
+    cuda_launch_status(                                                                            \
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
+
+#endif /* ENGRAM_EMULATED */
+#endif
