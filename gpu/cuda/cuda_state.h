@@ -61,9 +61,11 @@ struct cuda_device {
     struct device device;                      /* first: a struct device is cast back */
     int ordinal, sm_count, compute_capability; /* 90: 9.0 */
     size_t l2_bytes;
+    char text[384]; /* for logs */
     cudaStream_t stream;
     struct cuda_steps *steps;
     struct cuda_gemms *gemms;
+    struct cuda_memory *memory; /* memory.cu: its pools; may stay NULL */
 
     /* Set by reserve. */
     struct device_limits limits;
@@ -74,6 +76,9 @@ struct cuda_device {
     struct cuda_block *block;      /* device */
     const struct cuda_tile *tiles; /* device, [n_tiles]: prefill rows; longest context first */
     int n_tiles;
+    const int32_t *piece_begin; /* device, [n_seqs]: pieces of the decoding sequences before it; in
+                                 * all at most max_sequences + max_step_pages * page_tokens /
+                                 * CUDA_SPLIT_TOKENS */
     int max_splits; /* of any decoding sequence (rounded up to a power of two in a graph) */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take
@@ -108,6 +113,7 @@ cuda_kv_offset(const struct kv_cache *kv, int layer, int page, int is_v, int hea
 }
 
 /* Each file's part of reserve: what it needs of the scratch, as bytes added to the device's fields. */
+size_t cuda_activation_bytes(const struct model_shape *shape, const struct device_limits *limits);
 size_t cuda_partial_bytes(const struct model_shape *shape, const struct device_limits *limits);
 size_t cuda_sample_bytes(const struct model_shape *shape, const struct device_limits *limits);
 /* Kernel attributes (ALLOW_SHARED), when the device is opened. */
@@ -190,6 +196,8 @@ void cuda_steps_free(struct cuda_device *);
 struct bundle_address *cuda_step_addresses(struct cuda_device *, int index);
 uint64_t *cuda_step_mixes(struct cuda_device *, int index);
 /* memory.cu */
+int cuda_memory_open(struct cuda_device *);
+void cuda_memory_close(struct cuda_device *); /* everything given out has been given back */
 void *cuda_alloc(struct device *, size_t size_bytes);
 void cuda_free(struct device *, void *memory, size_t size_bytes);
 void *cuda_alloc_shared(struct device *, size_t size_bytes);

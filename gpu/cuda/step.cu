@@ -1,0 +1,699 @@
+/* step: how a step gets to the device and back without a synchronisation.
+ *
+ * begin_step packs everything the host says about the step into pinned memory and starts one kernel
+ * that spreads it over the arrays the operations read; these stay at one address for ever, so that
+ * what follows can be captured once and replayed. end_step starts the kernel that writes results and
+ * report to host memory. Nothing is waited for: pinned copies rotate, and the one about to be filled
+ * was last used STEP_COPIES steps ago.
+ *
+ *     eager step     spread, operations, finish
+ *     decode step    of a shape met for the first time: as above, which also warms libraries up;
+ *                    the second time: spread, [operations, finish] captured, launched;
+ *                    from then on:    spread, graph
+ *
+ * A decode step is padded to the next of a few row counts, so that few graphs serve all batch sizes.
+ * Thread: engine. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/cuda/counters.h"
+#include "gpu/cuda/cuda_state.h"
+#include "gpu/cuda/step_clock.h"
+
+enum {
+    STEP_COPIES = 4,
+    MAX_GRAPHS = 256,
+    MAX_SEGMENTS = 12,
+    SPREAD_THREADS = 256,
+    FINISH_THREADS = 512,
+    LIST_BYTES = 1 << 20, /* of biases, counts and bans, to begin with */
+};
+
+/* Bytes that go from pinned memory to where operations find them; multiples of 4. */
+struct segment {
+    const void *from;
+    void *to;
+    uint32_t n_words;
+};
+
+struct segments {
+    struct segment segment[MAX_SEGMENTS];
+    int n;
+};
+
+/* A pinned copy of what one step says. */
+struct step_copy {
+    char *memory;
+    char *lists; /* pinned, [list_bytes]: what sample_params points to */
+    size_t list_bytes;
+    cudaEvent_t over;
+    bool used;
+};
+
+struct graph_key {
+    int32_t rows, splits;
+    bool engram, greedy;
+};
+
+struct step_graph {
+    struct graph_key key;
+    cudaGraphExec_t exec; /* NULL: met once, not captured yet */
+};
+
+/* Device arrays, by name as in struct step_view. */
+struct step_arrays {
+    int32_t *token, *position, *row_seq, *output_row, *pages, *piece_begin;
+    struct batch_seq *seq;
+    struct sample_params *params;
+    struct sample_result *results;
+    struct cuda_tile *tiles;
+    struct bundle_address *address[SHAPE_MAX_ENGRAM_LAYERS];
+    uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];
+};
+
+struct cuda_steps {
+    struct step_arrays at;
+    size_t copy_bytes;
+    struct step_copy copy[STEP_COPIES];
+    unsigned next;
+    struct step_copy *current;
+    struct step_graph graph[MAX_GRAPHS];
+    int n_graphs;
+    struct step_graph *capturing; /* between begin_step and end_step */
+    bool no_graphs;               /* capture is not to be had here */
+    struct step_clock *clock;     /* device */
+    struct cuda_counters counters;
+};
+
+/* ------------------------------------------------------------------ kernels */
+
+__global__ static void
+spread_kernel(struct segments segments, struct step_clock *clock)
+{
+    uint32_t stride = gridDim.x * blockDim.x, first = blockIdx.x * blockDim.x + threadIdx.x;
+
+    dependency_wait();
+    if (first == 0)
+        step_clock_begin(clock);
+    for (int i = 0; i < segments.n; i++) {
+        const struct segment s = segments.segment[i];
+        const uint4 *from = (const uint4 *)s.from;
+        uint4 *to = (uint4 *)s.to;
+
+        for (uint32_t w = first; w < s.n_words / 4; w += stride)
+            to[w] = from[w];
+        for (uint32_t w = s.n_words / 4 * 4 + first; w < s.n_words; w += stride)
+            ((uint32_t *)s.to)[w] = ((const uint32_t *)s.from)[w];
+    }
+}
+
+/* One block: results to the host, then the report, `done` last. */
+__global__ static void
+finish_kernel(struct cuda_block *block, const struct sample_result *results,
+              struct step_clock *clock)
+{
+    dependency_wait();
+    int status = block->status, n = block->n_outputs;
+    struct sample_result *to = block->results;
+
+    for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) {
+        const struct sample_result *from = &results[i];
+
+        to[i].token = status ? -1 : from->token;
+        to[i].logprob = from->logprob;
+        to[i].n_top = status ? 0 : from->n_top;
+        for (int k = 0; k < from->n_top && !status; k++) {
+            to[i].top_token[k] = from->top_token[k];
+            to[i].top_logprob[k] = from->top_logprob[k];
+        }
+    }
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        volatile struct step_report *report = block->report;
+
+        for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++)
+            report->waited_ns[i] = block->engram[i].waited_ns;
+        report->status = status;
+        step_clock_end(clock);
+        __threadfence_system();
+        report->done = block->step;
+    }
+}
+
+/* ------------------------------------------------------------------ memory */
+
+static void *
+device_array(struct cuda_device *cuda, size_t n, size_t element_bytes, int *ok)
+{
+    void *memory = cuda_alloc(&cuda->device, n * element_bytes + 16);
+
+    *ok &= memory != NULL;
+    return memory;
+}
+
+static size_t
+align16(size_t bytes)
+{
+    return (bytes + 15) / 16 * 16;
+}
+
+static int
+max_pieces(const struct device_limits *limits)
+{
+    return limits->max_sequences +
+           (int)((int64_t)limits->max_step_pages * limits->page_tokens / CUDA_SPLIT_TOKENS);
+}
+
+int
+cuda_reserve(struct device *dev, const struct model_shape *shape,
+             const struct device_limits *limits)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    struct cuda_steps *s = (struct cuda_steps *)calloc(1, sizeof *s);
+    size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
+    size_t pages = (size_t)limits->max_step_pages;
+    size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
+    size_t tiles = rows / CUDA_TILE_ROWS + (size_t)limits->max_sequences + 1;
+    int ok = 1;
+
+    if (!s || cuda->steps) {
+        free(s);
+        return cuda->steps ? -EBUSY : -ENOMEM;
+    }
+    cuda->steps = s;
+    cuda->limits = *limits;
+    cuda->shape = *shape;
+    s->at.token = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
+    s->at.position = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
+    s->at.row_seq = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
+    s->at.seq = (struct batch_seq *)device_array(cuda, rows, sizeof *s->at.seq, &ok);
+    s->at.output_row = (int32_t *)device_array(cuda, outputs, sizeof(int32_t), &ok);
+    s->at.params = (struct sample_params *)device_array(cuda, outputs, sizeof *s->at.params, &ok);
+    s->at.results = (struct sample_result *)device_array(cuda, outputs, sizeof *s->at.results, &ok);
+    s->at.pages = (int32_t *)device_array(cuda, pages, sizeof(int32_t), &ok);
+    s->at.piece_begin = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
+    s->at.tiles = (struct cuda_tile *)device_array(cuda, tiles, sizeof *s->at.tiles, &ok);
+    for (int i = 0; i < shape->engram.n_layers; i++) {
+        s->at.address[i] =
+            (struct bundle_address *)device_array(cuda, cells, sizeof(struct bundle_address), &ok);
+        s->at.mix[i] = (uint64_t *)device_array(cuda, cells, sizeof(uint64_t), &ok);
+    }
+    cuda->block = (struct cuda_block *)device_array(cuda, 1, sizeof *cuda->block, &ok);
+    s->clock = (struct step_clock *)device_array(cuda, 1, sizeof *s->clock, &ok);
+    cuda->slot_token =
+        (int32_t *)device_array(cuda, (size_t)limits->n_states + 1, sizeof(int32_t), &ok);
+    cuda->activations_bytes = cuda_activation_bytes(shape, limits);
+    cuda->activations = device_array(cuda, cuda->activations_bytes, 1, &ok);
+    cuda->partial_bytes = cuda_partial_bytes(shape, limits);
+    cuda->partial = (float *)device_array(cuda, cuda->partial_bytes, 1, &ok);
+    cuda->sample_scratch_bytes = cuda_sample_bytes(shape, limits);
+    cuda->sample_scratch = device_array(cuda, cuda->sample_scratch_bytes, 1, &ok);
+    s->copy_bytes = align16(sizeof(struct cuda_block)) + 3 * align16(rows * sizeof(int32_t)) +
+                    align16(rows * sizeof(struct batch_seq)) + align16(outputs * sizeof(int32_t)) +
+                    align16(outputs * sizeof(struct sample_params)) +
+                    align16(pages * sizeof(int32_t)) + align16(rows * sizeof(int32_t)) +
+                    align16(tiles * sizeof(struct cuda_tile));
+    for (int i = 0; i < STEP_COPIES && ok; i++) {
+        struct step_copy *copy = &s->copy[i];
+
+        copy->memory = (char *)cuda_alloc_shared(dev, s->copy_bytes);
+        copy->lists = (char *)cuda_alloc_shared(dev, LIST_BYTES);
+        copy->list_bytes = LIST_BYTES;
+        ok &= copy->memory && copy->lists;
+        ok &= cudaEventCreateWithFlags(&copy->over, cudaEventDisableTiming) == cudaSuccess;
+    }
+    return ok ? 0 : -ENOMEM;
+}
+
+void
+cuda_steps_free(struct cuda_device *cuda)
+{
+    struct cuda_steps *s = cuda->steps;
+    struct device *dev = &cuda->device;
+
+    if (!s)
+        return;
+    for (int i = 0; i < s->n_graphs; i++)
+        if (s->graph[i].exec)
+            (void)cudaGraphExecDestroy(s->graph[i].exec);
+    for (int i = 0; i < STEP_COPIES; i++) {
+        cuda_free_shared(dev, s->copy[i].memory, s->copy_bytes);
+        cuda_free_shared(dev, s->copy[i].lists, s->copy[i].list_bytes);
+        if (s->copy[i].over)
+            (void)cudaEventDestroy(s->copy[i].over);
+    }
+    size_t rows = (size_t)cuda->limits.max_rows, outputs = (size_t)cuda->limits.max_outputs;
+    int orders = cuda->shape.engram.max_order > 1 ? cuda->shape.engram.max_order - 1 : 0;
+    size_t cells = rows * (size_t)orders;
+    size_t tiles = rows / CUDA_TILE_ROWS + (size_t)cuda->limits.max_sequences + 1;
+    cuda_free(dev, s->at.token, rows * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.position, rows * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.row_seq, rows * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.seq, rows * sizeof *s->at.seq + 16);
+    cuda_free(dev, s->at.output_row, outputs * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.params, outputs * sizeof *s->at.params + 16);
+    cuda_free(dev, s->at.results, outputs * sizeof *s->at.results + 16);
+    cuda_free(dev, s->at.pages, (size_t)cuda->limits.max_step_pages * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.piece_begin, rows * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.tiles, tiles * sizeof *s->at.tiles + 16);
+    for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++) {
+        cuda_free(dev, s->at.address[i], cells * sizeof(struct bundle_address) + 16);
+        cuda_free(dev, s->at.mix[i], cells * sizeof(uint64_t) + 16);
+    }
+    cuda_free(dev, cuda->block, sizeof *cuda->block + 16);
+    cuda_free(dev, s->clock, sizeof *s->clock + 16);
+    cuda_free(dev, cuda->slot_token, ((size_t)cuda->limits.n_states + 1) * sizeof(int32_t) + 16);
+    cuda_free(dev, cuda->activations, cuda->activations_bytes + 16);
+    cuda_free(dev, cuda->partial, cuda->partial_bytes + 16);
+    cuda_free(dev, cuda->sample_scratch, cuda->sample_scratch_bytes + 16);
+    free(s);
+    cuda->steps = NULL;
+}
+
+struct bundle_address *
+cuda_step_addresses(struct cuda_device *cuda, int index)
+{
+    return cuda->steps->at.address[index];
+}
+
+uint64_t *
+cuda_step_mixes(struct cuda_device *cuda, int index)
+{
+    return cuda->steps->at.mix[index];
+}
+
+/* ------------------------------------------------------------------ packing */
+
+/* Where in the pinned copy the next segment goes, and to which array. */
+struct packer {
+    char *at;
+    struct segments segments;
+};
+
+static void *
+pack(struct packer *p, void *to, size_t bytes)
+{
+    void *from = p->at;
+
+    if (bytes == 0)
+        return from;
+    p->segments.segment[p->segments.n++] = {from, to, (uint32_t)(bytes / 4)};
+    p->at += align16(bytes);
+    return from;
+}
+
+/* 1, 2, 4, then multiples that grow with the batch: what a graph is made for. */
+static int
+padded_rows(int n, int most)
+{
+    int step = n <= 8 ? 0 : n <= 64 ? 8 : n <= 256 ? 32 : 64;
+    int padded = 1;
+
+    if (step)
+        padded = (n + step - 1) / step * step;
+    else
+        while (padded < n)
+            padded *= 2;
+    return padded < most ? padded : most;
+}
+
+static bool
+is_greedy(const struct sample_params *p)
+{
+    return !(p->temperature > 0) && p->n_bias == 0 && p->n_counts == 0 && p->n_banned == 0 &&
+           p->forced < 0 && p->n_top == 0 && !p->replay;
+}
+
+/* One row for each sequence and one output for each row, and nothing that needs the host. */
+static bool
+is_plain_decode(const struct forward_step *step)
+{
+    const struct batch *b = &step->batch;
+
+    if (b->n_decode != b->n_seqs || b->n_seqs != b->n_rows || step->n_outputs != b->n_rows ||
+        step->logits)
+        return false;
+    for (int i = 0; i < step->n_outputs; i++)
+        if (step->outputs[i].row != i)
+            return false;
+    return true;
+}
+
+static bool
+any_engram(const struct batch *b)
+{
+    for (int i = 0; i < b->n_seqs; i++)
+        if (!b->seq[i].engram_off)
+            return true;
+    return false;
+}
+
+static size_t
+list_bytes(const struct sample_params *p)
+{
+    return align16((size_t)p->n_bias * sizeof *p->bias) +
+           align16((size_t)p->n_counts * sizeof *p->counts) +
+           align16((size_t)p->n_banned * sizeof *p->banned) + (p->replay ? 16 : 0);
+}
+
+static const void *
+put_list(char **at, const void *from, size_t bytes)
+{
+    void *to = *at;
+
+    if (bytes == 0)
+        return NULL;
+    memcpy(to, from, bytes);
+    *at += align16(bytes);
+    return to;
+}
+
+/* Copies what the parameters point to: the caller's arrays are free when begin_step returns. */
+static int
+pack_params(struct cuda_device *cuda, struct step_copy *copy, const struct forward_step *step,
+            struct sample_params *params, int32_t *output_row, int n_padded)
+{
+    size_t need = 0;
+
+    cuda->all_greedy = true;
+    for (int i = 0; i < step->n_outputs; i++) {
+        need += list_bytes(&step->outputs[i].params);
+        cuda->all_greedy = cuda->all_greedy && is_greedy(&step->outputs[i].params);
+    }
+    if (need > copy->list_bytes) {
+        char *more = (char *)cuda_alloc_shared(&cuda->device, 2 * need);
+
+        if (!more)
+            return -ENOMEM;
+        cuda_free_shared(&cuda->device, copy->lists, copy->list_bytes);
+        copy->lists = more;
+        copy->list_bytes = 2 * need;
+        cuda->steps->counters.allocs++;
+    }
+    char *list = copy->lists;
+    for (int i = 0; i < n_padded; i++) {
+        if (i >= step->n_outputs) {
+            params[i] = {};
+            params[i].forced = params[i].slot = -1;
+            output_row[i] = i;
+            continue;
+        }
+        const struct sample_params *p = &step->outputs[i].params;
+        params[i] = *p;
+        output_row[i] = step->outputs[i].row;
+        params[i].bias = (const struct logit_bias *)put_list(&list, p->bias,
+                                                             (size_t)p->n_bias * sizeof *p->bias);
+        params[i].counts = (const struct token_count *)put_list(
+            &list, p->counts, (size_t)p->n_counts * sizeof *p->counts);
+        params[i].banned =
+            (const int32_t *)put_list(&list, p->banned, (size_t)p->n_banned * sizeof *p->banned);
+        params[i].replay =
+            (const int32_t *)put_list(&list, p->replay, p->replay ? sizeof *p->replay : 0);
+    }
+    return 0;
+}
+
+static int
+tile_order(const void *a, const void *b)
+{
+    const struct cuda_tile *x = (const struct cuda_tile *)a, *y = (const struct cuda_tile *)b;
+
+    return x->unused != y->unused ? (x->unused < y->unused ? 1 : -1) : x->first_row - y->first_row;
+}
+
+/* Sequences, their page lists, the pieces of decoding ones and the tiles of the others. */
+static int
+pack_sequences(struct cuda_device *cuda, struct packer *p, const struct batch *b, int n_padded)
+{
+    struct step_arrays *at = &cuda->steps->at;
+    struct batch_seq *seq = (struct batch_seq *)pack(p, at->seq, (size_t)n_padded * sizeof *seq);
+    int32_t *piece = (int32_t *)pack(p, at->piece_begin, (size_t)n_padded * sizeof *piece);
+    int64_t n_pages = 0;
+    int n_pieces = 0, n_tiles = 0, splits = 1;
+
+    for (int i = 0; i < b->n_seqs; i++)
+        n_pages += b->seq[i].n_pages;
+    if (n_pages > cuda->limits.max_step_pages)
+        return -EINVAL;
+    int32_t *pages = (int32_t *)pack(p, at->pages, (size_t)n_pages * sizeof *pages);
+    n_pages = 0;
+    for (int i = 0; i < n_padded; i++) {
+        piece[i] = n_pieces;
+        if (i >= b->n_seqs) {
+            seq[i] = {};
+            seq[i].first_row = i;
+            seq[i].pages = at->pages;
+            continue;
+        }
+        seq[i] = b->seq[i];
+        seq[i].pages = at->pages + n_pages;
+        memcpy(pages + n_pages, b->seq[i].pages, (size_t)seq[i].n_pages * sizeof *pages);
+        n_pages += seq[i].n_pages;
+        if (i < b->n_decode) {
+            int own = (seq[i].context + CUDA_SPLIT_TOKENS) / CUDA_SPLIT_TOKENS;
+
+            splits = own > splits ? own : splits;
+            n_pieces += own;
+        } else {
+            n_tiles += (seq[i].n_rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS;
+        }
+    }
+    if (n_pieces > max_pieces(&cuda->limits))
+        return -EINVAL;
+    struct cuda_tile *tile = (struct cuda_tile *)pack(p, at->tiles, (size_t)n_tiles * sizeof *tile);
+    cuda->n_tiles = n_tiles;
+    cuda->tiles = at->tiles;
+    cuda->piece_begin = at->piece_begin;
+    cuda->max_splits = splits;
+    n_tiles = 0;
+    for (int i = b->n_decode; i < b->n_seqs; i++)
+        for (int r = 0; r < b->seq[i].n_rows; r += CUDA_TILE_ROWS) {
+            int left = b->seq[i].n_rows - r;
+
+            tile[n_tiles++] = {i, b->seq[i].first_row + r,
+                               left < CUDA_TILE_ROWS ? left : CUDA_TILE_ROWS,
+                               b->seq[i].context + r};
+        }
+    qsort(tile, (size_t)n_tiles, sizeof *tile, tile_order);
+    return 0;
+}
+
+static void
+pack_block(struct packer *p, struct cuda_device *cuda, const struct forward_step *step)
+{
+    struct cuda_block *block = (struct cuda_block *)pack(p, cuda->block, sizeof *block);
+
+    memset(block, 0, sizeof *block);
+    block->step = step->step;
+    block->timeout_ns = step->wait_timeout_ns;
+    block->report = step->report;
+    block->results = step->results;
+    block->n_rows = step->batch.n_rows;
+    block->n_outputs = step->n_outputs;
+    for (int i = 0; i < cuda->shape.engram.n_layers; i++) {
+        const struct forward_engram *e = &step->engram[i];
+
+        block->engram[i].address = e->address;
+        block->engram[i].mix = e->mix;
+        block->engram[i].flag = (const uint64_t *)e->ready; /* its word comes first */
+        block->engram[i].value = e->ready_value;
+    }
+}
+
+static void
+pack_rows(struct packer *p, struct step_arrays *at, const struct batch *b, int n_padded)
+{
+    size_t bytes = (size_t)n_padded * sizeof(int32_t);
+    int32_t *token = (int32_t *)pack(p, at->token, bytes);
+    int32_t *position = (int32_t *)pack(p, at->position, bytes);
+    int32_t *row_seq = (int32_t *)pack(p, at->row_seq, bytes);
+
+    for (int r = 0; r < n_padded; r++) {
+        bool real = r < b->n_rows;
+
+        token[r] = real ? b->token[r] : 0;
+        position[r] = real ? b->position[r] : 0;
+        row_seq[r] = real ? b->row_seq[r] : -1;
+    }
+}
+
+/* ------------------------------------------------------------------ a step */
+
+static struct step_graph *
+find_graph(struct cuda_steps *s, const struct graph_key *key)
+{
+    for (int i = 0; i < s->n_graphs; i++) {
+        const struct graph_key *k = &s->graph[i].key;
+
+        if (k->rows == key->rows && k->splits == key->splits && k->engram == key->engram &&
+            k->greedy == key->greedy)
+            return &s->graph[i];
+    }
+    return NULL;
+}
+
+static int
+round_up_to_power(int n)
+{
+    int power = 1;
+
+    while (power < n)
+        power *= 2;
+    return power;
+}
+
+static int
+step_over(struct cuda_device *cuda, struct step_copy *copy)
+{
+    copy->used = true;
+    return cuda_launch_status(cudaEventRecord(copy->over, cuda->stream));
+}
+
+/* What to do with a plain decode step: replay, capture, or issue (0, with *ret_graph as it is). */
+static int
+choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_padded,
+             struct step_graph **ret_graph)
+{
+    struct cuda_steps *s = cuda->steps;
+
+    cuda->max_splits = round_up_to_power(cuda->max_splits);
+    struct graph_key key = {n_padded, cuda->max_splits,
+                            cuda->shape.engram.n_layers > 0 && any_engram(&step->batch),
+                            cuda->all_greedy};
+    struct step_graph *graph = find_graph(s, &key);
+
+    if (graph) {
+        *ret_graph = graph;
+        return 0;
+    }
+    if (s->n_graphs < MAX_GRAPHS)
+        s->graph[s->n_graphs++].key = key; /* issued as it is this time */
+    return 0;
+}
+
+int
+cuda_begin_step(struct device *dev, const struct forward_step *step, struct step_view *ret_view,
+                struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    struct cuda_steps *s = cuda->steps;
+    struct step_copy *copy = &s->copy[s->next++ % STEP_COPIES];
+    struct step_arrays *at = &s->at;
+    const struct batch *b = &step->batch;
+    bool decode = is_plain_decode(step) && !s->no_graphs;
+    int most = cuda->limits.max_rows < cuda->limits.max_outputs ? cuda->limits.max_rows
+                                                                : cuda->limits.max_outputs;
+    int n_rows = decode ? padded_rows(b->n_rows, most) : b->n_rows;
+    int n_seqs = decode ? n_rows : b->n_seqs, n_outputs = decode ? n_rows : step->n_outputs;
+    struct packer packer = {};
+    struct step_graph *graph = NULL;
+
+    if (copy->used && cudaEventQuery(copy->over) == cudaErrorNotReady) {
+        s->counters.syncs++;
+        int result = cuda_launch_status(cudaEventSynchronize(copy->over));
+        if (result < 0)
+            return result;
+    }
+    packer.at = copy->memory;
+    pack_block(&packer, cuda, step);
+    pack_rows(&packer, at, b, n_rows);
+    int result = pack_sequences(cuda, &packer, b, n_seqs);
+    if (result < 0)
+        return result;
+    struct sample_params *params =
+        (struct sample_params *)pack(&packer, at->params, (size_t)n_outputs * sizeof *params);
+    int32_t *output_row =
+        (int32_t *)pack(&packer, at->output_row, (size_t)n_outputs * sizeof *output_row);
+    result = pack_params(cuda, copy, step, params, output_row, n_outputs);
+    if (result < 0)
+        return result;
+    size_t words = (size_t)(packer.at - copy->memory) / 4;
+    unsigned blocks = (unsigned)(words / (4 * SPREAD_THREADS) + 1);
+
+    result = LAUNCH(spread_kernel, blocks < 64 ? blocks : 64, SPREAD_THREADS, 0, cuda->stream,
+                    packer.segments, s->clock);
+    if (result < 0)
+        return result;
+    s->counters.steps++;
+    s->current = copy;
+    *ret_view = {};
+    ret_view->batch = {n_rows,      n_seqs, decode ? n_seqs : b->n_decode, at->token, at->position,
+                       at->row_seq, at->seq};
+    for (int i = 0; i < cuda->shape.engram.n_layers; i++)
+        ret_view->engram[i] = {at->address[i], at->mix[i], step->engram[i].weights,
+                               step->engram[i].scales};
+    ret_view->n_outputs = n_outputs;
+    ret_view->output_row = at->output_row;
+    ret_view->params = at->params;
+    ret_view->results = at->results;
+    if (!decode)
+        return STEP_ISSUE;
+    result = choose_graph(cuda, step, n_rows, &graph);
+    if (result < 0 || !graph)
+        return result < 0 ? result : STEP_ISSUE;
+    if (graph->exec) {
+        s->counters.graph_replays++;
+        result = cuda_launch_status(cudaGraphLaunch(graph->exec, cuda->stream));
+        if (result == 0)
+            result = step_over(cuda, copy);
+        return result < 0 ? result : STEP_REPLAYED;
+    }
+    if (cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) {
+        (void)cudaGetLastError();
+        s->no_graphs = true;
+        return STEP_ISSUE;
+    }
+    s->capturing = graph;
+    return STEP_ISSUE;
+}
+
+int
+cuda_end_step(struct device *dev, const struct forward_step *step, int status,
+              struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    struct cuda_steps *s = cuda->steps;
+    struct step_graph *graph = s->capturing;
+    cudaGraph_t captured = NULL;
+    int result = status;
+
+    s->capturing = NULL;
+    if (result == 0)
+        result = LAUNCH(finish_kernel, 1, FINISH_THREADS, 0, cuda->stream, cuda->block,
+                        s->at.results, s->clock);
+    if (graph) {
+        int ended = cuda_launch_status(cudaStreamEndCapture(cuda->stream, &captured));
+
+        result = result < 0 ? result : ended;
+        if (result == 0)
+            result = cuda_launch_status(cudaGraphInstantiate(&graph->exec, captured, 0));
+        if (captured)
+            (void)cudaGraphDestroy(captured);
+        if (result == 0)
+            result = cuda_launch_status(cudaGraphLaunch(graph->exec, cuda->stream));
+        s->counters.captures++;
+    }
+    if (result == 0)
+        result = step_over(cuda, s->current);
+    return result;
+}
+
+/* ------------------------------------------------------------------ counters */
+
+extern "C" int
+engram_cuda_counters(struct device *dev, struct cuda_counters *ret_counters)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    struct step_clock clock = {};
+
+    if (!cuda->steps)
+        return -EINVAL;
+    int result = cuda_download(dev, &clock, cuda->steps->clock, sizeof clock);
+    if (result < 0)
+        return result;
+    *ret_counters = cuda->steps->counters;
+    ret_counters->gpu_busy_ns = clock.busy_ns;
+    ret_counters->gpu_span_ns = clock.busy_ns + clock.idle_ns;
+    return 0;
+}

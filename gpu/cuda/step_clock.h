@@ -1,0 +1,44 @@
+/* step_clock: how long the device computed and how long it stood between steps, by its own clock.
+ * Device memory; written by the first and the last kernel of each step. */
+#ifndef GPU_CUDA_STEP_CLOCK_H
+#define GPU_CUDA_STEP_CLOCK_H
+
+#include <stdint.h>
+
+#include "gpu/cuda/launch.h"
+
+struct step_clock {
+    uint64_t begun_ns, ended_ns; /* of the last step; ended 0: there was none */
+    uint64_t busy_ns,
+        idle_ns; /* sums: within steps; from the end of one to the begin of the next */
+};
+
+__device__ static inline uint64_t
+device_clock_ns(void)
+{
+#ifdef ENGRAM_EMULATED
+    return 0;
+#else
+    uint64_t now;
+
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+#endif
+}
+
+__device__ static inline void
+step_clock_begin(struct step_clock *clock)
+{
+    clock->begun_ns = device_clock_ns();
+    if (clock->ended_ns)
+        clock->idle_ns += clock->begun_ns - clock->ended_ns;
+}
+
+__device__ static inline void
+step_clock_end(struct step_clock *clock)
+{
+    clock->ended_ns = device_clock_ns();
+    clock->busy_ns += clock->ended_ns - clock->begun_ns;
+}
+
+#endif
