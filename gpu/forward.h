@@ -35,12 +35,17 @@ int forward_new(struct forward **ret_forward, struct device *device,
 struct forward *forward_free(struct forward *forward); /* accepts NULL, returns NULL */
 
 /* Loads one tensor: read(arg, offset_bytes, dst, size_bytes, err) delivers its bytes, which arrive
- * as dtype and are kept so (F16 is widened to F32). Norm weights, biases and convolution weights
- * are kept as F32. */
+ * as dtype and are kept so (F16 is widened to F32); a device with bf16_matrices keeps every matrix
+ * as BF16. Norm weights, biases and convolution weights are kept as F32. Different weights may be
+ * loaded by different threads at a time. */
 typedef int (*forward_read_fn)(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes,
                                struct err *err);
 int forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
                  int64_t n_elements, forward_read_fn read, void *arg, struct err *err);
+/* In place of loading: values of a random model, the same for a seed on one device, of this mean and
+ * deviation. For benchmarks. */
+int forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t seed,
+                 float mean, float deviation, struct err *err);
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 

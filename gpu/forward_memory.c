@@ -186,6 +186,8 @@ forward_free(struct forward *f)
         ops->free(dev, f->state[i], f->state_bytes);
     }
     free(f->layer);
+    free(f->group);
+    (void)pthread_mutex_destroy(&f->lock);
     free(f);
     return NULL;
 }
@@ -209,8 +211,10 @@ forward_new(struct forward **ret_forward, struct device *device, const struct mo
                                        ? INT32_MAX
                                        : limits->kv_pages * limits->max_sequences;
     f->layer = calloc((size_t)shape->layers, sizeof *f->layer);
+    f->group = calloc((size_t)shape->layers, sizeof *f->group);
+    (void)pthread_mutex_init(&f->lock, NULL);
     result = rope_table_make(&shape->rope, shape->head_dim, f->inv_freq, &f->attention_scale, err);
-    if (result >= 0 && (!f->layer || alloc_step(f) < 0))
+    if (result >= 0 && (!f->layer || !f->group || alloc_step(f) < 0))
         result = err_set(err, ENOMEM, "no device memory for %d KV pages and a step of %d rows",
                          limits->kv_pages, limits->max_rows);
     if (result < 0) {

@@ -3,6 +3,8 @@
 #ifndef GPU_FORWARD_STATE_H
 #define GPU_FORWARD_STATE_H
 
+#include <pthread.h>
+
 #include "gpu/forward.h"
 
 enum { FORWARD_MAX_HEAD_DIM = 512 };
@@ -35,6 +37,9 @@ struct forward {
     struct forward_limits limits;
     struct weight global[ROLE_COUNT];   /* the roles without a layer */
     struct weight (*layer)[ROLE_COUNT]; /* [shape.layers] */
+    void *(*group)[ROLE_COUNT]; /* [shape.layers] memory of matrices that lie together, at the first
+                                 * one's role */
+    pthread_mutex_t lock;       /* of group, while loading */
     struct kv_cache kv;
     size_t kv_bytes, state_bytes; /* of the cache; of one Engram layer's states */
     float *state[SHAPE_MAX_ENGRAM_LAYERS];

@@ -1,4 +1,6 @@
 /* forward_weights: which weights a model has, and getting them onto the device. */
+#include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -183,26 +185,42 @@ widen(float *out, const uint8_t *from, enum dtype dtype, size_t n)
     }
 }
 
-enum { STAGE_ELEMENTS = 128 * 1024 };
+/* Elements as they come to the type they are kept in: F32, or BF16. out may be where wide is. */
+static void
+convert(void *out, float *wide, const uint8_t *from, enum dtype dtype, enum dtype to, size_t n)
+{
+    widen(wide, from, dtype, n);
+    if (to == DTYPE_F32)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t bits = dtype_to_bf16(wide[i]);
 
-/* Through a bounded piece of host memory: read, widen where asked, upload. */
+        memcpy((char *)out + 2 * i, &bits, 2);
+    }
+}
+
+/* Pieces large enough for the disk and the link to run at their rate. */
+enum { STAGE_ELEMENTS = 4 << 20 };
+
+/* Through a bounded piece of host memory: read, convert where asked, upload. */
 static int
 load_staged(const struct forward *forward, char *dst, enum dtype from, enum dtype to, size_t n,
             forward_read_fn read, void *arg, struct err *err)
 {
     struct device *dev = forward->device;
     size_t from_size = dtype_size_bytes(from), to_size = dtype_size_bytes(to);
-    uint8_t *raw = malloc(STAGE_ELEMENTS * from_size);
-    float *wide = from == to ? NULL : malloc(STAGE_ELEMENTS * sizeof *wide);
+    size_t piece = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
+    uint8_t *raw = malloc(piece * from_size);
+    float *wide = from == to ? NULL : malloc(piece * sizeof *wide);
     int result = 0;
 
     if (!raw || (from != to && !wide))
         result = err_set(err, ENOMEM, "no memory to load weights");
-    for (size_t at = 0; at < n && result >= 0; at += STAGE_ELEMENTS) {
-        size_t now = n - at < STAGE_ELEMENTS ? n - at : STAGE_ELEMENTS;
+    for (size_t at = 0; at < n && result >= 0; at += piece) {
+        size_t now = n - at < piece ? n - at : piece;
         result = read(arg, at * from_size, raw, now * from_size, err);
         if (result >= 0 && wide)
-            widen(wide, raw, from, now);
+            convert(wide, wide, raw, from, to, now);
         if (result >= 0)
             result =
                 dev->ops->upload(dev, dst + at * to_size, wide ? (void *)wide : raw, now * to_size);
@@ -246,36 +264,111 @@ load_transposed(const struct forward *forward, void *dst, enum dtype from, int r
     return 0;
 }
 
+/* Matrices that a device may want one behind the other, in this order. */
+static const enum tensor_role groups[][4] = {
+    {ROLE_Q, ROLE_K, ROLE_V, ROLE_COUNT},
+    {ROLE_GATE, ROLE_UP, ROLE_COUNT, ROLE_COUNT},
+    {ROLE_ENGRAM_KEY, ROLE_ENGRAM_VALUE, ROLE_COUNT, ROLE_COUNT},
+};
+
+static const enum tensor_role *
+group_of(const struct forward *forward, enum tensor_role role)
+{
+    for (size_t g = 0; forward->device->ops->bf16_matrices && g < sizeof groups / sizeof *groups;
+         g++)
+        for (int i = 0; groups[g][i] != ROLE_COUNT; i++)
+            if (groups[g][i] == role)
+                return groups[g];
+    return NULL;
+}
+
+static size_t
+bf16_bytes(const struct forward *forward, enum tensor_role role, int layer)
+{
+    int rows, cols;
+
+    (void)forward_weight_shape(&forward->shape, role, layer, &rows, &cols);
+    return (size_t)rows * (size_t)cols * sizeof(uint16_t);
+}
+
+/* Memory of a weight: its own, or its part of its group's, which whoever comes first takes. Weights
+ * of a group are loaded by any threads. */
+static void *
+weight_memory(struct forward *forward, enum tensor_role role, int layer, size_t bytes)
+{
+    struct device *dev = forward->device;
+    const enum tensor_role *group = group_of(forward, role);
+    size_t before = 0, whole = 0;
+
+    if (!group)
+        return dev->ops->alloc(dev, bytes);
+    for (int i = 0; group[i] != ROLE_COUNT; i++) {
+        before = group[i] == role ? whole : before;
+        whole += bf16_bytes(forward, group[i], layer);
+    }
+    pthread_mutex_lock(&forward->lock);
+    void **base = &forward->group[layer][group[0]];
+    if (!*base)
+        *base = dev->ops->alloc(dev, whole);
+    void *memory = *base ? (char *)*base + before : NULL;
+    pthread_mutex_unlock(&forward->lock);
+    return memory;
+}
+
+/* Where a weight is to go, and as what; -EINVAL when the model has none or it is there already. */
+static int
+place_weight(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
+             struct weight *ret_weight, struct err *err)
+{
+    int rows, cols;
+
+    if (!forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
+        return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
+                       layer);
+    if (forward_weight(forward, role, layer)->data)
+        return err_set(err, EINVAL, "%s of layer %d is loaded already", role_name[role], layer);
+    struct weight w = {NULL, DTYPE_F32, rows, cols};
+    if (forward_is_matrix(role) && (dtype == DTYPE_BF16 || forward->device->ops->bf16_matrices))
+        w.dtype = DTYPE_BF16;
+    if (role == ROLE_ENGRAM_CONV) {
+        w.rows = cols;
+        w.cols = rows;
+    }
+    w.data = weight_memory(forward, role, layer, weight_bytes(&w));
+    if (!w.data)
+        return err_set(err, ENOMEM, "%s of layer %d: no device memory for %zu bytes",
+                       role_name[role], layer, weight_bytes(&w));
+    *ret_weight = w;
+    return 0;
+}
+
+static void
+give_weight_back(struct forward *forward, enum tensor_role role, const struct weight *w)
+{
+    if (w->data && !group_of(forward, role))
+        forward->device->ops->free(forward->device, (void *)w->data, weight_bytes(w));
+}
+
 int
 forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
              int64_t n_elements, forward_read_fn read, void *arg, struct err *err)
 {
     struct device *dev = forward->device;
+    struct weight loaded;
     int rows, cols, result;
 
-    if (!forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
-        return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
-                       layer);
-    if (n_elements != (int64_t)rows * cols)
-        return err_set(err, EINVAL, "%s of layer %d: %lld elements, expected %d x %d",
-                       role_name[role], layer, (long long)n_elements, rows, cols);
-    if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16)
-        return err_set(err, EINVAL, "%s of layer %d: type %s, expected F32, BF16 or F16",
-                       role_name[role], layer, dtype_name(dtype));
-    struct weight *w = forward_weight(forward, role, layer);
-    if (w->data)
-        return err_set(err, EINVAL, "%s of layer %d is loaded already", role_name[role], layer);
-    struct weight loaded = {NULL, DTYPE_F32, rows, cols};
-    if (forward_is_matrix(role) && dtype == DTYPE_BF16)
-        loaded.dtype = DTYPE_BF16;
-    if (role == ROLE_ENGRAM_CONV) {
-        loaded.rows = cols;
-        loaded.cols = rows;
+    if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols)) {
+        if (n_elements != (int64_t)rows * cols)
+            return err_set(err, EINVAL, "%s of layer %d: %lld elements, expected %d x %d",
+                           role_name[role], layer, (long long)n_elements, rows, cols);
+        if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16)
+            return err_set(err, EINVAL, "%s of layer %d: type %s, expected F32, BF16 or F16",
+                           role_name[role], layer, dtype_name(dtype));
     }
-    void *data = dev->ops->alloc(dev, weight_bytes(&loaded));
-    if (!data)
-        return err_set(err, ENOMEM, "%s of layer %d: no device memory for %zu bytes",
-                       role_name[role], layer, weight_bytes(&loaded));
+    result = place_weight(forward, role, layer, dtype, &loaded, err);
+    if (result < 0)
+        return result;
+    void *data = (void *)loaded.data;
     if (role == ROLE_ENGRAM_CONV)
         result = load_transposed(forward, data, dtype, rows, cols, read, arg, err);
     else if (dtype == loaded.dtype && dev->ops->host_addressable)
@@ -284,11 +377,62 @@ forward_load(struct forward *forward, enum tensor_role role, int layer, enum dty
         result =
             load_staged(forward, data, dtype, loaded.dtype, (size_t)n_elements, read, arg, err);
     if (result < 0) {
-        dev->ops->free(dev, data, weight_bytes(&loaded));
+        give_weight_back(forward, role, &loaded);
         return result;
     }
-    loaded.data = data;
-    *w = loaded;
+    *forward_weight(forward, role, layer) = loaded;
+    return 0;
+}
+
+/* Values of a random model, for a device that makes none itself: uniform, of this deviation. */
+struct random_source {
+    uint64_t seed;
+    float mean, deviation;
+};
+
+static int
+read_random(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, struct err *err)
+{
+    const struct random_source *source = arg;
+    float *out = dst;
+
+    for (size_t i = 0; i < size_bytes / sizeof *out; i++) {
+        uint64_t x = source->seed + (offset_bytes / sizeof *out + i) * 0x9e3779b97f4a7c15u;
+
+        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+        x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+        x ^= x >> 31;
+        out[i] =
+            source->mean + source->deviation * sqrtf(3.0f) * ((float)(x >> 40) / 8388608.0f - 1.0f);
+    }
+    return 0;
+}
+
+int
+forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t seed, float mean,
+             float deviation, struct err *err)
+{
+    struct device *dev = forward->device;
+    struct random_source source = {seed, mean, deviation};
+    struct weight filled;
+    int rows, cols, result;
+
+    if (!forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
+        return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
+                       layer);
+    if (!dev->ops->fill_random || mean != 0 || !forward_is_matrix(role))
+        return forward_load(forward, role, layer, DTYPE_F32, (int64_t)rows * cols, read_random,
+                            &source, err);
+    result = place_weight(forward, role, layer, DTYPE_BF16, &filled, err);
+    if (result < 0)
+        return result;
+    result = dev->ops->fill_random(dev, (void *)filled.data, filled.dtype,
+                                   (size_t)rows * (size_t)cols, seed, deviation);
+    if (result < 0) {
+        give_weight_back(forward, role, &filled);
+        return err_set(err, -result, "%s of layer %d could not be filled", role_name[role], layer);
+    }
+    *forward_weight(forward, role, layer) = filled;
     return 0;
 }
 
@@ -315,8 +459,17 @@ forward_weights_free(struct forward *forward)
             if (is_global(role) != (layer < 0))
                 continue;
             struct weight *w = forward_weight(forward, role, layer);
-            if (w->data)
-                dev->ops->free(dev, (void *)w->data, weight_bytes(w));
+            give_weight_back(forward, role, w);
             w->data = NULL;
+        }
+    for (int layer = 0; forward->group && layer < forward->shape.layers; layer++)
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+            size_t whole = 0;
+
+            if (!forward->group[layer][groups[g][0]])
+                continue;
+            for (int i = 0; groups[g][i] != ROLE_COUNT; i++)
+                whole += bf16_bytes(forward, groups[g][i], layer);
+            dev->ops->free(dev, forward->group[layer][groups[g][0]], whole);
         }
 }
