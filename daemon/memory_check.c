@@ -9,6 +9,8 @@
 
 /* Stacks, tokenizer, buffers: what the process takes besides. */
 static const uint64_t overhead_bytes = 64ull << 20;
+/* The same with a CUDA context in the process. */
+static const uint64_t gpu_overhead_bytes = 1ull << 30;
 
 /* memory.max of one cgroup folder; UINT64_MAX: none. */
 static uint64_t
@@ -64,16 +66,54 @@ real_need(const struct serving *s, uint64_t budget)
     return budget < 2 * s->table_bytes ? budget : 2 * s->table_bytes;
 }
 
-/* need_hbm, need_ram: what of the budgets counts. */
+/* What runs on a GPU: weights, KV cache and the HBM tier in its memory. `held`: what of them is
+ * there already. */
+static int
+check_gpu(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t held, struct err *err)
+{
+    uint64_t unused = 0, total = 0;
+    uint64_t need = s->weight_bytes + s->conf->engine_kv_size + need_hbm + overhead_bytes;
+    char text[5][32];
+    int status = s->device->ops->memory_info(s->device, &unused, &total);
+
+    if (status < 0)
+        return err_set(err, -status, "the GPU does not say how much memory it has");
+    uint64_t limit = unused + held;
+    if (need <= limit)
+        return 0;
+    return err_set(err, EINVAL,
+                   "weights %s + engine.kv_size %s + tier.hbm.size %s need %s, but %s of the GPU's "
+                   "memory are to be had",
+                   byte_size_format(s->weight_bytes, text[0], sizeof text[0]),
+                   byte_size_format(s->conf->engine_kv_size, text[1], sizeof text[1]),
+                   byte_size_format(hbm, text[2], sizeof text[2]),
+                   byte_size_format(need, text[3], sizeof text[3]),
+                   byte_size_format(limit, text[4], sizeof text[4]));
+}
+
+/* need_hbm, need_ram: what of the budgets counts. held_hbm: of the GPU's memory, what is ours. */
 static int
 check(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t ram, uint64_t need_ram,
-      struct err *err)
+      uint64_t held_hbm, struct err *err)
 {
     uint64_t limit = memory_limit_bytes();
-    uint64_t need =
-        s->weight_bytes + s->conf->engine_kv_size + need_hbm + need_ram + overhead_bytes;
     char text[6][32];
 
+    if (s->device->ops->memory_info) {
+        int status = check_gpu(s, hbm, need_hbm, held_hbm, err);
+
+        if (status < 0)
+            return status;
+        if (need_ram + gpu_overhead_bytes <= limit)
+            return 0;
+        return err_set(err, EINVAL,
+                       "tier.ram.size %s and %s for the process are more than the %s it may use",
+                       byte_size_format(ram, text[0], sizeof text[0]),
+                       byte_size_format(gpu_overhead_bytes, text[1], sizeof text[1]),
+                       byte_size_format(limit, text[2], sizeof text[2]));
+    }
+    uint64_t need =
+        s->weight_bytes + s->conf->engine_kv_size + need_hbm + need_ram + overhead_bytes;
     if (need <= limit)
         return 0;
     return err_set(err, EINVAL,
@@ -97,7 +137,7 @@ memory_check_start(const struct serving *s, struct err *err)
     if (status < 0)
         return status;
     status = check(s, hbm, hbm == built_in->tier_hbm_size ? real_need(s, hbm) : hbm, ram,
-                   ram == built_in->tier_ram_size ? real_need(s, ram) : ram, err);
+                   ram == built_in->tier_ram_size ? real_need(s, ram) : ram, 0, err);
     conf_free(built_in);
     return status;
 }
@@ -135,5 +175,6 @@ memory_check_resize(const struct serving *s, uint64_t hbm, uint64_t ram, struct 
     if (!asked_ram)
         ram = stats.tier[TIER_RAM].budget_bytes;
     return check(s, hbm, asked_hbm ? hbm : real_need(s, hbm), ram,
-                 asked_ram ? ram : real_need(s, ram), err);
+                 asked_ram ? ram : real_need(s, ram),
+                 s->weight_bytes + s->conf->engine_kv_size + stats.tier[TIER_HBM].used_bytes, err);
 }

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "daemon/cuda_plugin.h"
 #include "daemon/fault_option.h"
 #include "daemon/memory_check.h"
 #include "daemon/tier_report.h"
@@ -67,8 +68,6 @@ load_model(struct loading *l)
     for (int t = 0; t < s->config.shape.engram.n_layers; t++)
         s->table_bytes +=
             s->plan.table[t]->size_bytes + (s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0);
-    if ((status = memory_check_start(s, l->err)) < 0)
-        return status;
     if ((status = progress(l, "tokenizer", 0)) < 0)
         return status;
     if (snprintf(path, sizeof path, "%s/tokenizer.json", folder) >= (int)sizeof path)
@@ -103,16 +102,9 @@ build_compressed_ids(struct loading *l)
 }
 
 static int
-open_device(struct loading *l)
+open_cpu(struct loading *l)
 {
     struct serving *s = l->s;
-    const char *name = s->conf->device;
-
-    if (strcmp(name, "cpu") != 0 && strcmp(name, "auto") != 0)
-        return err_set(l->err, ENODEV,
-                       "device = %s: this build has the cpu device only; looked for a CUDA plugin, "
-                       "found none",
-                       name);
     struct host_device_options options = {.n_threads = (int)s->conf->cpu_threads,
                                           .isa = s->conf->cpu_isa};
     int status = host_device_open(&s->device, &options, l->err);
@@ -121,6 +113,37 @@ open_device(struct loading *l)
         log_info("device cpu: %d threads, %s kernels", host_device_threads(s->device),
                  host_device_isa(s->device));
     return status;
+}
+
+static int
+open_gpu(struct loading *l, int ordinal)
+{
+    struct serving *s = l->s;
+    int status = cuda_plugin_open(&s->device, ordinal, l->err);
+
+    if (status < 0)
+        return err_context(l->err, "device = %s", s->conf->device);
+    log_info("device cuda:%d: %s", ordinal, cuda_plugin_describe(s->device));
+    return 0;
+}
+
+/* A device that is named must be there. auto takes the first GPU when there is one, and says why
+ * it takes the CPU when there is none; a GPU that is there and does not work is an error. */
+static int
+open_device(struct loading *l)
+{
+    const char *name = l->s->conf->device;
+    struct err err = ERR_INIT;
+
+    if (strcmp(name, "cpu") == 0)
+        return open_cpu(l);
+    if (strncmp(name, "cuda:", 5) == 0)
+        return open_gpu(l, (int)strtol(name + 5, NULL, 10));
+    int n = cuda_plugin_count(&err);
+    if (n > 0)
+        return open_gpu(l, 0);
+    log_info("device auto: the CPU: %s", n < 0 ? err.text : "no NVIDIA GPU was found");
+    return open_cpu(l);
 }
 
 /* How much fits: KV pages from the budget, context from the model and the pages. */
@@ -366,8 +389,9 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
     if ((status = progress(&l, "checkpoint", 0)) < 0 || (status = load_model(&l)) < 0 ||
         (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
-        (status = size_engine(&l)) < 0 || (status = load_weights(&l)) < 0 ||
-        (status = start_tiers(&l)) < 0 || (status = start_engine(&l)) < 0) {
+        (status = memory_check_start(s, l.err)) < 0 || (status = size_engine(&l)) < 0 ||
+        (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
+        (status = start_engine(&l)) < 0) {
         serving_free(s);
         return status;
     }

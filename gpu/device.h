@@ -91,6 +91,8 @@ struct device_ops {
     void (*free_shared)(struct device *dev, void *memory, size_t size_bytes);
     int (*upload)(struct device *dev, void *dst, const void *src, size_t size_bytes);
     int (*download)(struct device *dev, void *dst, const void *src, size_t size_bytes);
+    /* Device memory that is free now, and all of it. NULL: it is the process's own memory. */
+    int (*memory_info)(struct device *dev, uint64_t *ret_free_bytes, uint64_t *ret_total_bytes);
     /* Device memory to device memory; the two do not overlap. */
     int (*copy)(struct device *dev, void *dst, const void *src, size_t size_bytes, struct stream *);
     /* True: alloc returns memory the host can write, so a file is read straight into it. */

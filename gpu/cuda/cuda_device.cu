@@ -36,6 +36,19 @@ cuda_poll(struct device *dev, struct stream *stream)
     return error == cudaSuccess ? 1 : error == cudaErrorNotReady ? 0 : -EIO;
 }
 
+static int
+cuda_memory_info(struct device *dev, uint64_t *ret_free_bytes, uint64_t *ret_total_bytes)
+{
+    size_t unused = 0, total = 0;
+
+    if (cudaSetDevice(cuda_of(dev)->ordinal) != cudaSuccess ||
+        cudaMemGetInfo(&unused, &total) != cudaSuccess)
+        return -EIO;
+    *ret_free_bytes = unused;
+    *ret_total_bytes = total;
+    return 0;
+}
+
 static struct device *
 cuda_close(struct device *dev)
 {
@@ -73,6 +86,7 @@ make_ops(void)
     ops->upload = cuda_upload;
     ops->download = cuda_download;
     ops->copy = cuda_copy;
+    ops->memory_info = cuda_memory_info;
     ops->host_addressable = false;
     ops->reserve = cuda_reserve;
     ops->fill_random = cuda_fill_random;

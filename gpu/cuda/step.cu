@@ -589,6 +589,7 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     struct packer packer = {};
     struct step_graph *graph = NULL;
 
+    (void)cudaSetDevice(cuda->ordinal); /* of this thread; the first operation of a step tells */
     if (copy->used && cudaEventQuery(copy->over) == cudaErrorNotReady) {
         s->counters.syncs++;
         int result = cuda_launch_status(cudaEventSynchronize(copy->over));
