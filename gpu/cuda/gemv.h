@@ -1,0 +1,35 @@
+/* gemv: products of a few rows with BF16 weights, at the rate the weights can be read.
+ * Limits: GEMV_MOST_ROWS rows, k a multiple of 8, the rows in shared memory. Thread: engine. */
+#ifndef GPU_CUDA_GEMV_H
+#define GPU_CUDA_GEMV_H
+
+#include "gpu/cuda/cuda_state.h"
+
+enum { GEMV_MOST_ROWS = 4, GEMV_SHARED_BYTES = 100 << 10 };
+
+enum gemv_end {
+    GEMV_BF16,  /* out [m, n] BF16 = product + bias */
+    GEMV_F32,   /* out [m, n] F32 = product + bias */
+    GEMV_ADD,   /* out [m, n] F32 += product + bias */
+    GEMV_SWIGLU /* w is gate [n, k], then up [n, k]: out [m, n] BF16 = silu(gate) * up */
+};
+
+struct gemv {
+    enum gemv_end end;
+    void *out;
+    int64_t ld_out;
+    const void *x;     /* [m, k] BF16; F32 with norm */
+    const float *norm; /* NULL, or [k]: x is normalised first (RMSNorm) */
+    float eps;
+    const int32_t *row;          /* NULL, or [m], device: row r of the product is x[row[r]] */
+    const void *w;               /* BF16 */
+    const float *bias, *bias_up; /* [n] or NULL; bias_up: of up */
+    int m, n, k;
+};
+
+/* Whether cuda_gemv takes this: else it is for cuda_gemm. */
+bool cuda_gemv_fits(int64_t m, int64_t k);
+int cuda_gemv(struct cuda_device *, const struct gemv *);
+int cuda_gemv_open(struct cuda_device *);
+
+#endif

@@ -1,0 +1,314 @@
+/* projection: everything that multiplies by a weight matrix: gemv for a few rows, GEMM for more.
+ *
+ * Matrices of a group lie one behind the other (bf16_matrices), so q, k and v are one product, and gate and up.
+ * activations: the normalised rows, then what the widest product leaves. */
+#include "gpu/cuda/cuda_state.h"
+#include "gpu/cuda/gemv.h"
+
+enum { THREADS = 256 };
+
+static size_t
+align256(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+static size_t
+widest(const struct model_shape *s)
+{
+    size_t qkv = (size_t)(s->heads + 2 * s->kv_heads) * (size_t)s->head_dim;
+    size_t gate_up = 2 * (size_t)s->intermediate;
+
+    return qkv > gate_up ? qkv : gate_up;
+}
+
+size_t
+cuda_activation_bytes(const struct model_shape *s, const struct device_limits *limits)
+{
+    size_t rows =
+        (size_t)(limits->max_rows > limits->max_outputs ? limits->max_rows : limits->max_outputs);
+
+    return align256(rows * (size_t)s->hidden * 2) +
+           2 * align256((size_t)limits->max_rows * widest(s) * 2);
+}
+
+static __nv_bfloat16 *
+normalised(struct cuda_device *cuda)
+{
+    return (__nv_bfloat16 *)cuda->activations;
+}
+
+static __nv_bfloat16 *
+wide(struct cuda_device *cuda)
+{
+    size_t rows =
+        (size_t)(cuda->limits.max_rows > cuda->limits.max_outputs ? cuda->limits.max_rows
+                                                                  : cuda->limits.max_outputs);
+
+    return (__nv_bfloat16 *)((char *)cuda->activations +
+                             align256(rows * (size_t)cuda->shape.hidden * 2));
+}
+
+__global__ static void
+bias_bf16_kernel(__nv_bfloat16 *out, int64_t ld_out, const float *bias, int n)
+{
+    int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+
+    dependency_wait();
+    if (c < n) {
+        __nv_bfloat16 *at = out + (size_t)blockIdx.y * (size_t)ld_out + (size_t)c;
+        *at = __float2bfloat16(__bfloat162float(*at) + bias[c]);
+    }
+}
+
+__global__ static void
+bias_f32_kernel(float *out, int64_t ld_out, const float *bias, int n)
+{
+    int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+
+    dependency_wait();
+    if (c < n)
+        out[(size_t)blockIdx.y * (size_t)ld_out + (size_t)c] += bias[c];
+}
+
+static int
+add_bias(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32, struct weight bias, int n,
+         int64_t rows)
+{
+    dim3 grid((unsigned)((n + THREADS - 1) / THREADS), (unsigned)rows);
+
+    if (!bias.data)
+        return 0;
+    if (f32)
+        return LAUNCH(bias_f32_kernel, grid, THREADS, 0, cuda->stream, (float *)out, ld_out,
+                      (const float *)bias.data, n);
+    return LAUNCH(bias_bf16_kernel, grid, THREADS, 0, cuda->stream, (__nv_bfloat16 *)out, ld_out,
+                  (const float *)bias.data, n);
+}
+
+int
+cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struct weight bias,
+            bool accumulate, const struct batch *b, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+
+    if (cuda_gemv_fits(b->n_rows, w.cols)) {
+        struct gemv g = {.end = accumulate ? GEMV_ADD : GEMV_BF16,
+                         .out = out,
+                         .ld_out = w.rows,
+                         .x = x,
+                         .w = w.data,
+                         .bias = (const float *)bias.data,
+                         .m = b->n_rows,
+                         .n = w.rows,
+                         .k = w.cols};
+        return cuda_gemv(cuda, &g);
+    }
+    int result =
+        cuda_gemm(cuda, out, w.rows, accumulate, accumulate, x, w.data, b->n_rows, w.rows, w.cols);
+    return result < 0 ? result : add_bias(cuda, out, w.rows, accumulate, bias, w.rows, b->n_rows);
+}
+
+int
+cuda_matmul_group(struct device *dev, const struct matmul_part *parts, int n_parts, const void *x,
+                  const struct batch *b, struct stream *stream)
+{
+    int result = 0;
+
+    for (int i = 0; i < n_parts && result >= 0; i++)
+        result = cuda_matmul(dev, parts[i].out, x, parts[i].w, parts[i].bias, false, b, stream);
+    return result;
+}
+
+__global__ static void
+gather_rows_kernel(__nv_bfloat16 *out, const __nv_bfloat16 *x, const int32_t *row, int k)
+{
+    const __nv_bfloat16 *from;
+
+    dependency_wait();
+    from = x + (size_t)row[blockIdx.x] * (size_t)k;
+    out += (size_t)blockIdx.x * (size_t)k;
+    if (k % 8 == 0) {
+        for (int i = (int)threadIdx.x; i < k / 8; i += (int)blockDim.x)
+            ((uint4 *)out)[i] = ((const uint4 *)from)[i];
+        return;
+    }
+    for (int i = (int)threadIdx.x; i < k; i += (int)blockDim.x)
+        out[i] = from[i];
+}
+
+int
+cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *row, int n,
+                 struct weight w, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    __nv_bfloat16 *rows = normalised(cuda);
+
+    if (cuda_gemv_fits(n, w.cols)) {
+        struct gemv g = {.end = GEMV_F32,
+                         .out = out,
+                         .ld_out = w.rows,
+                         .x = x,
+                         .row = row,
+                         .w = w.data,
+                         .m = n,
+                         .n = w.rows,
+                         .k = w.cols};
+        return cuda_gemv(cuda, &g);
+    }
+    int result = LAUNCH(gather_rows_kernel, (unsigned)n, THREADS, 0, cuda->stream, rows,
+                        (const __nv_bfloat16 *)x, row, w.cols);
+    return result < 0 ? result
+                      : cuda_gemm(cuda, out, w.rows, true, false, rows, w.data, n, w.rows, w.cols);
+}
+
+/* Whether b lies behind a, so that both are one matrix. */
+static bool
+follows(struct weight a, struct weight b)
+{
+    return a.cols == b.cols &&
+           (const char *)b.data == (const char *)a.data + (size_t)a.rows * (size_t)a.cols * 2;
+}
+
+/* out [rows, ld_out] from column `at` on = x w^T for each of n matrices, in as few products as their
+ * places allow. */
+static int
+products(struct cuda_device *cuda, __nv_bfloat16 *out, int64_t ld_out, const __nv_bfloat16 *x,
+         const struct weight *w, int n, int64_t rows)
+{
+    int result = 0;
+
+    for (int i = 0; i < n && result >= 0;) {
+        int64_t columns = w[i].rows;
+        int last = i;
+
+        while (last + 1 < n && follows(w[last], w[last + 1]))
+            columns += w[++last].rows;
+        result = cuda_gemm(cuda, out, ld_out, false, false, x, w[i].data, rows, columns, w[i].cols);
+        out += columns;
+        i = last + 1;
+    }
+    return result;
+}
+
+int
+cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_weights *w,
+                 const float *angles, const struct kv_cache *kv, int layer,
+                 const struct model_shape *s, const struct batch *b, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    const struct weight parts[3] = {w->q, w->k, w->v};
+    int columns = w->q.rows + w->k.rows + w->v.rows, result;
+    __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
+
+    if (cuda_gemv_fits(b->n_rows, s->hidden) && follows(w->q, w->k) && follows(w->k, w->v)) {
+        struct gemv g = {.end = GEMV_BF16,
+                         .out = out,
+                         .ld_out = columns,
+                         .x = x,
+                         .norm = (const float *)w->norm.data,
+                         .eps = s->norm_eps,
+                         .w = w->q.data,
+                         .m = b->n_rows,
+                         .n = columns,
+                         .k = s->hidden};
+        result = cuda_gemv(cuda, &g);
+    } else {
+        result = cuda_rms_norm(dev, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, stream);
+        if (result >= 0)
+            result = products(cuda, out, columns, h, parts, 3, b->n_rows);
+    }
+    return result < 0 ? result : cuda_qkv_finish(cuda, q, out, w, angles, kv, layer, s, b);
+}
+
+/* gate_up [rows, 2 n], biases [n] or NULL: out [rows, n]. */
+__global__ static void
+swiglu_kernel(__nv_bfloat16 *out, const __nv_bfloat16 *gate_up, const float *gate_bias,
+              const float *up_bias, int n)
+{
+    size_t row = blockIdx.y;
+    const __nv_bfloat16 *gate = gate_up + row * 2 * (size_t)n, *up = gate + n;
+    int stride = (int)(gridDim.x * blockDim.x),
+        first = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+
+    dependency_wait();
+    out += row * (size_t)n;
+    if (n % 8 == 0 && !gate_bias && !up_bias) {
+        for (int i = first; i < n / 8; i += stride) {
+            uint4 g = ((const uint4 *)gate)[i], u = ((const uint4 *)up)[i], o;
+            const __nv_bfloat162 *g2 = (const __nv_bfloat162 *)&g, *u2 = (const __nv_bfloat162 *)&u;
+            __nv_bfloat162 *o2 = (__nv_bfloat162 *)&o;
+
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float2 a = __bfloat1622float2(g2[j]), c = __bfloat1622float2(u2[j]);
+
+                o2[j] = __floats2bfloat162_rn(a.x / (1.0f + __expf(-a.x)) * c.x,
+                                              a.y / (1.0f + __expf(-a.y)) * c.y);
+            }
+            ((uint4 *)out)[i] = o;
+        }
+        return;
+    }
+    for (int i = first; i < n; i += stride) {
+        float a = __bfloat162float(gate[i]) + (gate_bias ? gate_bias[i] : 0.0f);
+        float c = __bfloat162float(up[i]) + (up_bias ? up_bias[i] : 0.0f);
+
+        out[i] = __float2bfloat16(a / (1.0f + __expf(-a)) * c);
+    }
+}
+
+static int
+gate_and_up(struct cuda_device *cuda, __nv_bfloat16 *out, __nv_bfloat16 *both, const float *x,
+            const struct feed_forward_weights *w, const struct model_shape *s,
+            const struct batch *b)
+{
+    const struct weight parts[2] = {w->gate, w->up};
+    const float *gate_bias = (const float *)w->gate_bias.data;
+    const float *up_bias = (const float *)w->up_bias.data;
+    int n = s->intermediate;
+
+    if (cuda_gemv_fits(b->n_rows, s->hidden) && follows(w->gate, w->up)) {
+        struct gemv g = {.end = GEMV_SWIGLU,
+                         .out = out,
+                         .ld_out = n,
+                         .x = x,
+                         .norm = (const float *)w->norm.data,
+                         .eps = s->norm_eps,
+                         .w = w->gate.data,
+                         .bias = gate_bias,
+                         .bias_up = up_bias,
+                         .m = b->n_rows,
+                         .n = n,
+                         .k = s->hidden};
+        return cuda_gemv(cuda, &g);
+    }
+    __nv_bfloat16 *h = normalised(cuda);
+    int result =
+        cuda_rms_norm(&cuda->device, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, NULL);
+    if (result >= 0)
+        result = products(cuda, both, 2 * (int64_t)n, h, parts, 2, b->n_rows);
+    if (result < 0)
+        return result;
+    unsigned blocks = (unsigned)((n / 8 + THREADS - 1) / THREADS);
+    dim3 grid(blocks > 0 ? blocks : 1, (unsigned)b->n_rows);
+    return LAUNCH(swiglu_kernel, grid, THREADS, 0, cuda->stream, out, both, gate_bias, up_bias, n);
+}
+
+int
+cuda_feed_forward(struct device *dev, float *x, const struct feed_forward_weights *w,
+                  const struct model_shape *s, const struct batch *b, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    __nv_bfloat16 *both = wide(cuda);
+    __nv_bfloat16 *gated = both + align256((size_t)cuda->limits.max_rows * widest(s) * 2) / 2;
+    int result = gate_and_up(cuda, gated, both, x, w, s, b);
+
+    return result < 0 ? result : cuda_matmul(dev, x, gated, w->down, w->down_bias, true, b, stream);
+}
+
+int
+cuda_projection_open(struct cuda_device *cuda)
+{
+    return cuda_gemv_open(cuda);
+}
