@@ -54,6 +54,22 @@ struct cuda_tile {
  * else is in the batch. Pieces are combined in rising order. */
 enum { CUDA_SPLIT_TOKENS = 256 };
 
+/* One such piece: positions index * CUDA_SPLIT_TOKENS and on of decoding row `row`. The pieces of a row
+ * follow each other in rising order, rows rise too; behind the last come pieces of no row, up to the
+ * size of the grid. A step has at most max_sequences + max_step_pages * page_tokens / CUDA_SPLIT_TOKENS. */
+struct cuda_piece {
+    const int32_t *pages; /* device: of the row's sequence, as in batch_seq */
+    int32_t row;          /* -1: a piece of no row */
+    int32_t index;        /* among the row's pieces */
+    int32_t n_keys;       /* of the row: context + 1 */
+    int32_t unused;
+};
+static inline int32_t
+cuda_pieces(int32_t n_keys)
+{
+    return (n_keys + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
+}
+
 struct cuda_steps; /* step.cu: pinned copies, graphs */
 struct cuda_gemms; /* gemm.cu: cuBLASLt handle, workspace, plans */
 
@@ -76,10 +92,8 @@ struct cuda_device {
     struct cuda_block *block;      /* device */
     const struct cuda_tile *tiles; /* device, [n_tiles]: prefill rows; longest context first */
     int n_tiles;
-    const int32_t *piece_begin; /* device, [n_seqs]: pieces of the decoding sequences before it; in
-                                 * all at most max_sequences + max_step_pages * page_tokens /
-                                 * CUDA_SPLIT_TOKENS */
-    int max_splits; /* of any decoding sequence (rounded up to a power of two in a graph) */
+    const struct cuda_piece *pieces; /* device, [n_pieces]: decode rows */
+    int n_pieces; /* with those of no row: rounded up, so that few sizes of a graph are needed */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take
                         a shorter way with the same result */

@@ -51,7 +51,7 @@ struct step_copy {
 };
 
 struct graph_key {
-    int32_t rows, splits;
+    int32_t rows, pieces;
     bool engram, greedy;
 };
 
@@ -62,7 +62,8 @@ struct step_graph {
 
 /* Device arrays, by name as in struct step_view. */
 struct step_arrays {
-    int32_t *token, *position, *row_seq, *output_row, *pages, *piece_begin;
+    int32_t *token, *position, *row_seq, *output_row, *pages;
+    struct cuda_piece *pieces;
     struct batch_seq *seq;
     struct sample_params *params;
     struct sample_result *results;
@@ -158,11 +159,26 @@ align16(size_t bytes)
     return (bytes + 15) / 16 * 16;
 }
 
+/* Up to 16 a power of two, then in steps of a quarter of the power of two below: what grids of decode
+ * attention are made for. */
 static int
+rounded_pieces(int n)
+{
+    int power = 1;
+
+    while (power * 2 <= n)
+        power *= 2;
+    int step = power >= 16 ? power / 4 : power;
+    return (n + step - 1) / step * step;
+}
+
+static size_t
 max_pieces(const struct device_limits *limits)
 {
-    return limits->max_sequences +
-           (int)((int64_t)limits->max_step_pages * limits->page_tokens / CUDA_SPLIT_TOKENS);
+    int64_t most = limits->max_sequences +
+                   (int64_t)limits->max_step_pages * limits->page_tokens / CUDA_SPLIT_TOKENS;
+
+    return (size_t)rounded_pieces(most > INT32_MAX / 4 ? INT32_MAX / 4 : (int)most);
 }
 
 int
@@ -192,7 +208,8 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
     s->at.params = (struct sample_params *)device_array(cuda, outputs, sizeof *s->at.params, &ok);
     s->at.results = (struct sample_result *)device_array(cuda, outputs, sizeof *s->at.results, &ok);
     s->at.pages = (int32_t *)device_array(cuda, pages, sizeof(int32_t), &ok);
-    s->at.piece_begin = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
+    s->at.pieces =
+        (struct cuda_piece *)device_array(cuda, max_pieces(limits), sizeof *s->at.pieces, &ok);
     s->at.tiles = (struct cuda_tile *)device_array(cuda, tiles, sizeof *s->at.tiles, &ok);
     for (int i = 0; i < shape->engram.n_layers; i++) {
         s->at.address[i] =
@@ -212,7 +229,8 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
     s->copy_bytes = align16(sizeof(struct cuda_block)) + 3 * align16(rows * sizeof(int32_t)) +
                     align16(rows * sizeof(struct batch_seq)) + align16(outputs * sizeof(int32_t)) +
                     align16(outputs * sizeof(struct sample_params)) +
-                    align16(pages * sizeof(int32_t)) + align16(rows * sizeof(int32_t)) +
+                    align16(pages * sizeof(int32_t)) +
+                    align16(max_pieces(limits) * sizeof(struct cuda_piece)) +
                     align16(tiles * sizeof(struct cuda_tile));
     for (int i = 0; i < STEP_COPIES && ok; i++) {
         struct step_copy *copy = &s->copy[i];
@@ -255,7 +273,7 @@ cuda_steps_free(struct cuda_device *cuda)
     cuda_free(dev, s->at.params, outputs * sizeof *s->at.params + 16);
     cuda_free(dev, s->at.results, outputs * sizeof *s->at.results + 16);
     cuda_free(dev, s->at.pages, (size_t)cuda->limits.max_step_pages * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.piece_begin, rows * sizeof(int32_t) + 16);
+    cuda_free(dev, s->at.pieces, max_pieces(&cuda->limits) * sizeof *s->at.pieces + 16);
     cuda_free(dev, s->at.tiles, tiles * sizeof *s->at.tiles + 16);
     for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++) {
         cuda_free(dev, s->at.address[i], cells * sizeof(struct bundle_address) + 16);
@@ -422,15 +440,14 @@ tile_order(const void *a, const void *b)
     return x->unused != y->unused ? (x->unused < y->unused ? 1 : -1) : x->first_row - y->first_row;
 }
 
-/* Sequences, their page lists, the pieces of decoding ones and the tiles of the others. */
+/* Sequences, their page lists, and the tiles of those that are not decoding. */
 static int
 pack_sequences(struct cuda_device *cuda, struct packer *p, const struct batch *b, int n_padded)
 {
     struct step_arrays *at = &cuda->steps->at;
     struct batch_seq *seq = (struct batch_seq *)pack(p, at->seq, (size_t)n_padded * sizeof *seq);
-    int32_t *piece = (int32_t *)pack(p, at->piece_begin, (size_t)n_padded * sizeof *piece);
     int64_t n_pages = 0;
-    int n_pieces = 0, n_tiles = 0, splits = 1;
+    int n_tiles = 0;
 
     for (int i = 0; i < b->n_seqs; i++)
         n_pages += b->seq[i].n_pages;
@@ -439,7 +456,6 @@ pack_sequences(struct cuda_device *cuda, struct packer *p, const struct batch *b
     int32_t *pages = (int32_t *)pack(p, at->pages, (size_t)n_pages * sizeof *pages);
     n_pages = 0;
     for (int i = 0; i < n_padded; i++) {
-        piece[i] = n_pieces;
         if (i >= b->n_seqs) {
             seq[i] = {};
             seq[i].first_row = i;
@@ -450,22 +466,12 @@ pack_sequences(struct cuda_device *cuda, struct packer *p, const struct batch *b
         seq[i].pages = at->pages + n_pages;
         memcpy(pages + n_pages, b->seq[i].pages, (size_t)seq[i].n_pages * sizeof *pages);
         n_pages += seq[i].n_pages;
-        if (i < b->n_decode) {
-            int own = (seq[i].context + CUDA_SPLIT_TOKENS) / CUDA_SPLIT_TOKENS;
-
-            splits = own > splits ? own : splits;
-            n_pieces += own;
-        } else {
+        if (i >= b->n_decode)
             n_tiles += (seq[i].n_rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS;
-        }
     }
-    if (n_pieces > max_pieces(&cuda->limits))
-        return -EINVAL;
     struct cuda_tile *tile = (struct cuda_tile *)pack(p, at->tiles, (size_t)n_tiles * sizeof *tile);
     cuda->n_tiles = n_tiles;
     cuda->tiles = at->tiles;
-    cuda->piece_begin = at->piece_begin;
-    cuda->max_splits = splits;
     n_tiles = 0;
     for (int i = b->n_decode; i < b->n_seqs; i++)
         for (int r = 0; r < b->seq[i].n_rows; r += CUDA_TILE_ROWS) {
@@ -476,6 +482,35 @@ pack_sequences(struct cuda_device *cuda, struct packer *p, const struct batch *b
                                b->seq[i].context + r};
         }
     qsort(tile, (size_t)n_tiles, sizeof *tile, tile_order);
+    return 0;
+}
+
+/* What decode attention has to do, piece by piece; rounded up with pieces of no row. */
+static int
+pack_pieces(struct cuda_device *cuda, struct packer *p, const struct batch *b)
+{
+    struct step_arrays *at = &cuda->steps->at;
+    const int32_t *pages = at->pages;
+    int64_t n = 0;
+
+    for (int i = 0; i < b->n_decode; i++)
+        n += cuda_pieces(b->seq[i].context + 1);
+    if (n > (int64_t)max_pieces(&cuda->limits))
+        return -EINVAL;
+    cuda->pieces = at->pieces;
+    cuda->n_pieces = n > 0 ? rounded_pieces((int)n) : 0;
+    struct cuda_piece *piece =
+        (struct cuda_piece *)pack(p, at->pieces, (size_t)cuda->n_pieces * sizeof *piece);
+    n = 0;
+    for (int i = 0; i < b->n_decode; i++) {
+        int n_keys = b->seq[i].context + 1;
+
+        for (int k = 0; k < cuda_pieces(n_keys); k++)
+            piece[n++] = {pages, b->seq[i].first_row, k, n_keys, 0};
+        pages += b->seq[i].n_pages;
+    }
+    for (; n < cuda->n_pieces; n++)
+        piece[n] = {at->pages, -1, 0, 0, 0};
     return 0;
 }
 
@@ -526,21 +561,11 @@ find_graph(struct cuda_steps *s, const struct graph_key *key)
     for (int i = 0; i < s->n_graphs; i++) {
         const struct graph_key *k = &s->graph[i].key;
 
-        if (k->rows == key->rows && k->splits == key->splits && k->engram == key->engram &&
+        if (k->rows == key->rows && k->pieces == key->pieces && k->engram == key->engram &&
             k->greedy == key->greedy)
             return &s->graph[i];
     }
     return NULL;
-}
-
-static int
-round_up_to_power(int n)
-{
-    int power = 1;
-
-    while (power < n)
-        power *= 2;
-    return power;
 }
 
 static int
@@ -557,8 +582,7 @@ choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_pa
 {
     struct cuda_steps *s = cuda->steps;
 
-    cuda->max_splits = round_up_to_power(cuda->max_splits);
-    struct graph_key key = {n_padded, cuda->max_splits,
+    struct graph_key key = {n_padded, cuda->n_pieces,
                             cuda->shape.engram.n_layers > 0 && any_engram(&step->batch),
                             cuda->all_greedy};
     struct step_graph *graph = find_graph(s, &key);
@@ -600,6 +624,8 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     pack_block(&packer, cuda, step);
     pack_rows(&packer, at, b, n_rows);
     int result = pack_sequences(cuda, &packer, b, n_seqs);
+    if (result == 0)
+        result = pack_pieces(cuda, &packer, b);
     if (result < 0)
         return result;
     struct sample_params *params =
