@@ -56,6 +56,7 @@ enum { CUDA_SPLIT_TOKENS = 256 };
 
 struct cuda_steps; /* step.cu: pinned copies, graphs */
 struct cuda_gemms; /* gemm.cu: cuBLASLt handle, workspace, plans */
+struct cuda_memory; /* memory.cu: slabs of device and pinned memory, what uploads go through */
 
 struct cuda_device {
     struct device device;                      /* first: a struct device is cast back */
@@ -64,6 +65,7 @@ struct cuda_device {
     cudaStream_t stream;
     struct cuda_steps *steps;
     struct cuda_gemms *gemms;
+    struct cuda_memory *memory;
 
     /* Set by reserve. */
     struct device_limits limits;
@@ -189,7 +191,10 @@ void cuda_steps_free(struct cuda_device *);
 /* Device copies of an Engram layer's addresses and mixes, [max_rows, orders]: wait_rows fills them. */
 struct bundle_address *cuda_step_addresses(struct cuda_device *, int index);
 uint64_t *cuda_step_mixes(struct cuda_device *, int index);
-/* memory.cu */
+/* memory.cu. open: before any of the others, with ordinal and stream set; close: last, when all memory is given
+ * back. */
+int cuda_memory_open(struct cuda_device *);
+void cuda_memory_close(struct cuda_device *);
 void *cuda_alloc(struct device *, size_t size_bytes);
 void cuda_free(struct device *, void *memory, size_t size_bytes);
 void *cuda_alloc_shared(struct device *, size_t size_bytes);
