@@ -118,6 +118,7 @@ int cuda_attention_prefill_open(struct cuda_device *);
 int cuda_projection_open(struct cuda_device *);
 int cuda_sample_open(struct cuda_device *);
 int cuda_engram_open(struct cuda_device *);
+int cuda_engram_gather_open(struct cuda_device *); /* called by cuda_engram_open */
 
 /* gemm.cu */
 int cuda_gemms_new(struct cuda_gemms **ret_gemms, struct cuda_device *);
