@@ -72,6 +72,7 @@ cuda_pieces(int32_t n_keys)
 
 struct cuda_steps; /* step.cu: pinned copies, graphs */
 struct cuda_gemms; /* gemm.cu: cuBLASLt handle, workspace, plans */
+struct cuda_memory; /* memory.cu: slabs of device and pinned memory, what uploads go through */
 
 struct cuda_device {
     struct device device;                      /* first: a struct device is cast back */
@@ -136,6 +137,7 @@ int cuda_attention_prefill_open(struct cuda_device *);
 int cuda_projection_open(struct cuda_device *);
 int cuda_sample_open(struct cuda_device *);
 int cuda_engram_open(struct cuda_device *);
+int cuda_engram_gather_open(struct cuda_device *); /* called by cuda_engram_open */
 
 /* gemm.cu */
 int cuda_gemms_new(struct cuda_gemms **ret_gemms, struct cuda_device *);
