@@ -93,7 +93,7 @@ struct sample_result {
 /* The rows of one Engram layer for this step; addresses are complete once ready->word >=
  * ready_value. */
 struct forward_engram {
-    const struct bundle_address *address; /* [n_rows, max_order - 1], shared memory */
+    const struct bundle_address *address; /* [n_rows, max_order - 1], shared, 16-byte aligned */
     struct flag *ready;
     uint64_t ready_value;
     uint64_t waited_ns;  /* out: how long the step stood here (host; else in the report) */
