@@ -16,7 +16,7 @@
 #define GPU_CUDA_LAUNCH_H
 
 #ifdef ENGRAM_EMULATED
-#include "tests/gpu/emulator/emulator.h"
+#include ENGRAM_EMULATED /* the emulator's header, in quotes */
 #else
 
 #include <cuda_bf16.h>

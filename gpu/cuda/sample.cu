@@ -12,7 +12,7 @@
  * A batch that is all greedy takes a first scan alone. A row's sums are added in an order that only the
  * vocabulary decides; what blocks tell each other in no fixed order (lists, histograms) is integer
  * and is sorted, or added, exactly. */
-#include "gpu/cuda/philox.h"
+#include "gpu/cuda/device_philox.h"
 #include "gpu/cuda/sample_filter.h"
 #include "gpu/cuda/sample_row.h"
 

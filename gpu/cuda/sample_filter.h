@@ -10,7 +10,7 @@
 #ifndef GPU_CUDA_SAMPLE_FILTER_H
 #define GPU_CUDA_SAMPLE_FILTER_H
 
-#include "gpu/cuda/philox.h"
+#include "gpu/cuda/device_philox.h"
 #include "gpu/cuda/sample_row.h"
 
 enum {
