@@ -441,8 +441,10 @@ run_step(struct engine *e, struct step_buffer *b)
     b->forward.report = b->report;
     b->forward.wait_timeout_ns = e->options.row_timeout_ns;
     for (int t = 0; t < n_tables; t++)
-        b->forward.engram[t] = (struct forward_engram){
-            .address = b->address[t], .ready = &b->ready[t], .ready_value = b->step, .mix = b->mix[t]};
+        b->forward.engram[t] = (struct forward_engram){.address = b->address[t],
+                                                       .ready = &b->ready[t],
+                                                       .ready_value = b->step,
+                                                       .mix = b->mix[t]};
     if (n_tables)
         resolver_post_step(e->options.resolver, b);
     flush_events(e); /* the loop works on the last step's tokens while this one runs */
@@ -450,7 +452,7 @@ run_step(struct engine *e, struct step_buffer *b)
     int status = forward_run(e->options.forward, &b->forward, &err);
 
     if (status == 0)
-        status = forward_wait(e->options.forward, &err);
+        status = forward_wait(e->options.forward, &b->forward, &err);
     metrics_add(e->options.metrics, METRIC_ID_engine_steps_total, 0, 1);
     for (int t = 0; t < n_tables; t++)
         metrics_add(e->options.metrics, METRIC_ID_stall_nanoseconds_total, t,

@@ -257,6 +257,13 @@ issue(struct forward *f, const struct forward_step *step, const struct step_view
     return result;
 }
 
+static void
+take_waits(const struct forward *f, struct forward_step *step)
+{
+    for (int i = 0; i < f->shape.engram.n_layers; i++)
+        step->engram[i].waited_ns = step->report->waited_ns[i];
+}
+
 int
 forward_run(struct forward *f, struct forward_step *step, struct err *err)
 {
@@ -272,8 +279,6 @@ forward_run(struct forward *f, struct forward_step *step, struct err *err)
         step->report = f->report;
     if (step->report == f->report)
         step->step = ++f->own_steps;
-    for (int i = 0; i < f->shape.engram.n_layers; i++)
-        step->engram[i].waited_ns = 0;
     result = dev->ops->begin_step(dev, step, &view, NULL);
     if (result == STEP_REPLAYED)
         return 0;
@@ -282,23 +287,24 @@ forward_run(struct forward *f, struct forward_step *step, struct err *err)
         int ended = dev->ops->end_step(dev, step, result, NULL);
         result = result < 0 ? result : ended;
     }
-    for (int i = 0; i < f->shape.engram.n_layers; i++)
-        step->engram[i].waited_ns = step->report->waited_ns[i];
-    if (result == -ETIMEDOUT)
+    if (result == -ETIMEDOUT) {
+        take_waits(f, step);
         return err_set(err, ETIMEDOUT, "rows of Engram layer %d did not come in time", late);
+    }
     if (result < 0)
         return err_errno(err, -result, "the device failed during a step");
     return 0;
 }
 
 int
-forward_wait(struct forward *f, struct err *err)
+forward_wait(struct forward *f, struct forward_step *step, struct err *err)
 {
     int result = f->device->ops->synchronize(f->device, NULL);
 
     if (result < 0)
         return err_errno(err, -result, "the device failed during a step");
-    if (f->own_steps && f->report->status == -ETIMEDOUT)
+    take_waits(f, step);
+    if (step->report->status == -ETIMEDOUT)
         return err_set(err, ETIMEDOUT, "rows of an Engram layer did not come in time");
     return 0;
 }

@@ -49,13 +49,14 @@ int forward_fill(struct forward *forward, enum tensor_role role, int layer, uint
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 
-/* Issues one step; a device that runs behind has not finished it when this returns: the report
- * tells when and how it ended. -ETIMEDOUT, here or in the report: an Engram layer's rows did not
+/* Issues one step; a device that runs behind has not finished it when this returns: forward_wait
+ * tells how it ended. -ETIMEDOUT, here or there: an Engram layer's rows did not
  * come in time, nothing was sampled, and KV and states of the step's sequences are as if it had not
  * run far: the caller ends or redoes them. */
 int forward_run(struct forward *forward, struct forward_step *step, struct err *err);
-/* Waits for everything that was issued. */
-int forward_wait(struct forward *forward, struct err *err);
+/* Waits for everything that was issued, and says how `step`, the last of it, ended: 0, -ETIMEDOUT as
+ * above, or the device's error. Fills in how long it stood before each layer. */
+int forward_wait(struct forward *forward, struct forward_step *step, struct err *err);
 
 /* A fork: copies Engram states and, for the last partial page, KV. */
 int forward_copy_state(struct forward *forward, int dst_slot, int src_slot);

@@ -320,7 +320,7 @@ step(struct rig *rig, const struct piece *pieces, int n_pieces, int n_decode, fl
     };
     for (int l = 0; l < e->n_layers; l++)
         s.engram[l].address = rig->address[l];
-    if (forward_run(rig->forward, &s, &err) < 0 || forward_wait(rig->forward, &err) < 0)
+    if (forward_run(rig->forward, &s, &err) < 0 || forward_wait(rig->forward, &s, &err) < 0)
         fail_msg("%s", err.text);
 }
 

@@ -245,7 +245,7 @@ fixture_step(const struct model_fixture *m, struct forward *forward, const struc
         step.engram[t] = (struct forward_engram){
             .address = step_memory.address[t], .ready = &step_memory.ready, .ready_value = 1};
     int result = forward_run(forward, &step, err);
-    return result < 0 ? result : forward_wait(forward, err);
+    return result < 0 ? result : forward_wait(forward, &step, err);
 }
 
 double
