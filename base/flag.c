@@ -6,9 +6,12 @@
 #include "base/flag.h"
 
 #include <errno.h>
+#include <stddef.h>
 
 #include "base/clock.h"
 #include "base/futex.h"
+
+_Static_assert(offsetof(struct flag, word) == 0, "a GPU polls the word by the flag's address");
 
 enum { FLAG_PAUSES_PER_LOOK = 32 };
 

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 struct flag {
-    _Atomic uint64_t word;
+    _Atomic uint64_t word;     /* first: a GPU polls it by the flag's address */
     _Atomic uint32_t epoch;    /* futex word: changes with every raise; pairs with flag_wait */
     _Atomic uint32_t sleepers; /* pairs with flag_raise */
 };

@@ -214,15 +214,6 @@ run_outputs(struct forward *f, const struct forward_step *step, const struct ste
     return result;
 }
 
-static bool
-any_engram(const struct batch *b)
-{
-    for (int i = 0; i < b->n_seqs; i++)
-        if (!b->seq[i].engram_off)
-            return true;
-    return false;
-}
-
 /* The operations of a step. -ETIMEDOUT (host): *ret_late is the layer whose rows did not come. */
 static int
 issue(struct forward *f, const struct forward_step *step, const struct step_view *view,
@@ -231,7 +222,7 @@ issue(struct forward *f, const struct forward_step *step, const struct step_view
     struct device *dev = f->device;
     const struct device_ops *ops = dev->ops;
     const struct batch *b = &view->batch;
-    bool engram = f->shape.engram.n_layers > 0 && any_engram(&step->batch);
+    bool engram = f->shape.engram.n_layers > 0 && batch_any_engram(&step->batch);
     int result = ops->embed(dev, f->scratch.x, f->global[ROLE_EMBED], b, NULL);
 
     if (result >= 0)

@@ -41,6 +41,16 @@ struct batch {
     const struct batch_seq *seq; /* [n_seqs] */
 };
 
+/* Whether any sequence of the batch takes part in the Engram layers. */
+static inline bool
+batch_any_engram(const struct batch *b)
+{
+    for (int i = 0; i < b->n_seqs; i++)
+        if (!b->seq[i].engram_off)
+            return true;
+    return false;
+}
+
 enum { SAMPLE_MAX_TOP = 20 };
 
 struct logit_bias {

@@ -134,8 +134,8 @@ merge_pieces(const struct decode_args *a, int row, int first_piece, int n_pieces
                         value[j] += scratch[(p * n_vectors + vector) * VECTOR + j];
         }
         if (vector < n_vectors && part == 0) {
-            __nv_bfloat16 *to = a->out + ((int64_t)row * a->heads + first_head) * dim +
-                                vector * VECTOR;
+            __nv_bfloat16 *to =
+                a->out + ((int64_t)row * a->heads + first_head) * dim + vector * VECTOR;
             if (VECTOR == 4)
                 *(uint2 *)to = make_uint2(pack_bf16(value[0], value[1 % VECTOR]),
                                           pack_bf16(value[2 % VECTOR], value[3 % VECTOR]));
@@ -178,10 +178,9 @@ load_keys(uint4 (*k)[D / 32], const struct paged_keys *keys, const int32_t *page
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         int position = min(group * KEY_GROUP + g + 8 * i, last_key);
-        const __nv_bfloat16 *row =
-            keys->groups_per_page
-                ? key_of_group(keys, page, group, D) + (position - group * KEY_GROUP) * D
-                : key_at(keys, pages, position, D);
+        const __nv_bfloat16 *row = keys->groups_per_page ? key_of_group(keys, page, group, D) +
+                                                               (position - group * KEY_GROUP) * D
+                                                         : key_at(keys, pages, position, D);
         row += head + t * 8;
 #pragma unroll
         for (int j = 0; j < D / 32; j++)
@@ -201,10 +200,9 @@ load_values(uint4 (*v)[D / 64], const struct paged_keys *keys, const int32_t *pa
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         int position = min(group * KEY_GROUP + 2 * t + i % 2 + 8 * (i / 2), last_key);
-        const __nv_bfloat16 *row =
-            keys->groups_per_page
-                ? key_of_group(keys, page, group, D) + (position - group * KEY_GROUP) * D
-                : key_at(keys, pages, position, D);
+        const __nv_bfloat16 *row = keys->groups_per_page ? key_of_group(keys, page, group, D) +
+                                                               (position - group * KEY_GROUP) * D
+                                                         : key_at(keys, pages, position, D);
         row += head + keys->v_offset + g * 8;
 #pragma unroll
         for (int j = 0; j < D / 64; j++)
@@ -222,8 +220,8 @@ decode_head_floats(void)
 
 /* TILES * 8 heads at most. */
 template <int D, int TILES>
-__global__ void __launch_bounds__(DECODE_THREADS, D * TILES <= 128 ? 2 : 1)
-attention_decode(struct decode_args a)
+__global__ void
+__launch_bounds__(DECODE_THREADS, D *TILES <= 128 ? 2 : 1) attention_decode(struct decode_args a)
 {
     constexpr int STRIDE = decode_head_floats<D>();
     __shared__ float warp_top[DECODE_WARPS][8 * TILES], warp_sum[DECODE_WARPS][8 * TILES];
@@ -254,9 +252,8 @@ attention_decode(struct decode_args a)
     for (int i = 0; i < DECODE_GROUPS; i++) {
         active[i] = i * DECODE_WARPS + warp < n_groups;
         group[i] = first_key / KEY_GROUP + i * DECODE_WARPS + warp;
-        page[i] = active[i] && a.keys.groups_per_page
-                      ? page_of_group(&a.keys, piece.pages, group[i])
-                      : 0;
+        page[i] =
+            active[i] && a.keys.groups_per_page ? page_of_group(&a.keys, piece.pages, group[i]) : 0;
     }
     /* Lane (g, t) holds head g, in the same order of dimensions as keys. */
 #pragma unroll
@@ -264,8 +261,8 @@ attention_decode(struct decode_args a)
 #pragma unroll
         for (int j = 0; j < D / 32; j++) {
             int head = first_head + min(n * 8 + g, n_heads - 1);
-            q[n][j] = *(const uint4 *)(a.q + ((int64_t)piece.row * a.heads + head) * D + j * 32 +
-                                       t * 8);
+            q[n][j] =
+                *(const uint4 *)(a.q + ((int64_t)piece.row * a.heads + head) * D + j * 32 + t * 8);
         }
 #pragma unroll
     for (int i = 0; i < DECODE_GROUPS; i++)
@@ -364,7 +361,10 @@ attention_decode(struct decode_args a)
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 const uint4 *from = &v[i][r][m / 4];
-                rows[r] = m % 4 == 0 ? from->x : m % 4 == 1 ? from->y : m % 4 == 2 ? from->z : from->w;
+                rows[r] = m % 4 == 0   ? from->x
+                          : m % 4 == 1 ? from->y
+                          : m % 4 == 2 ? from->z
+                                       : from->w;
             }
             x[0] = low_halves(rows[0], rows[1]);
             x[1] = high_halves(rows[0], rows[1]);
@@ -424,8 +424,8 @@ attention_decode(struct decode_args a)
 
 /* Any head_dim and group: a block per piece and query head; a warp takes a key at a time, then a thread
  * a dimension. */
-__global__ void __launch_bounds__(DECODE_THREADS)
-attention_decode_any(struct decode_args a, int dim)
+__global__ void
+__launch_bounds__(DECODE_THREADS) attention_decode_any(struct decode_args a, int dim)
 {
     __shared__ float query[CUDA_MAX_HEAD_DIM], weight[CUDA_SPLIT_TOKENS];
     __shared__ float scratch[DECODE_THREADS];

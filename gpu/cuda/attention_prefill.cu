@@ -57,10 +57,9 @@ prefill_shared_bytes(int dim, int keys)
 /* Copies keys and values [block * KEYS, + KEYS) to `to` (KEYS rows of keys, then of values). A warp copies
  * whole groups of 16; with more warps than groups, some copy keys and others values. page: of this
  * warp's groups where one look-up does. */
-template <int D, int KEYS, int WARPS>
-struct prefill_copy {
+template <int D, int KEYS, int WARPS> struct prefill_copy {
     static constexpr int GROUPS = KEYS / KEY_GROUP;
-    static constexpr int OWN = GROUPS > WARPS ? GROUPS / WARPS : 1; /* groups of a warp */
+    static constexpr int OWN = GROUPS > WARPS ? GROUPS / WARPS : 1;   /* groups of a warp */
     static constexpr int SHARE = WARPS > GROUPS ? WARPS / GROUPS : 1; /* warps of a group */
     static_assert(GROUPS * SHARE == WARPS * OWN);
 };
@@ -224,7 +223,7 @@ attend_block(float (*o)[D / 8][4], float (*top)[2], float (*sum)[2], shared_addr
 /* M_TILES tiles of 16 rows a warp, KEYS keys a block, BLOCKS blocks a multiprocessor. */
 template <int D, int M_TILES, int KEYS, int BLOCKS>
 __global__ void __launch_bounds__(32 * prefill_warps(M_TILES), BLOCKS)
-attention_prefill(struct prefill_args a)
+    attention_prefill(struct prefill_args a)
 {
     constexpr int WARPS = prefill_warps(M_TILES), ROWS = 16 * M_TILES; /* of a warp */
     constexpr int STRIDE = prefill_stride(D), ROW_BYTES = 2 * STRIDE, CHUNKS = D / 8;
@@ -320,8 +319,7 @@ attention_prefill(struct prefill_args a)
         int row = warp * ROWS + i / CHUNKS;
         if (row < rows.n_rows)
             *(uint4 *)(a.out + ((int64_t)(rows.first_row + row) * a.heads + head) * D +
-                       i % CHUNKS * 8) =
-                *(const uint4 *)(shared + row * STRIDE + i % CHUNKS * 8);
+                       i % CHUNKS * 8) = *(const uint4 *)(shared + row * STRIDE + i % CHUNKS * 8);
     }
 }
 
@@ -338,7 +336,7 @@ prefill_any_shared_bytes(int dim)
 }
 
 __global__ void __launch_bounds__(32 * ANY_ROWS)
-attention_prefill_any(struct prefill_args a, int dim)
+    attention_prefill_any(struct prefill_args a, int dim)
 {
     DYNAMIC_SHARED(uint32_t, shared_any);
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, stride = dim / 2 + 1;

@@ -4,12 +4,13 @@
 
 #include "gpu/cuda/launch.h"
 
-/* Every lane gets the sum of all 32. */
-__device__ static inline float
-warp_sum(float value)
+/* Every lane gets the sum of all 32; float or double. */
+template <typename NUMBER>
+__device__ static inline NUMBER
+warp_sum(NUMBER value)
 {
-    for (int offset = 16; offset > 0; offset /= 2)
-        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    for (int lanes = 16; lanes > 0; lanes /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, lanes);
     return value;
 }
 

@@ -70,8 +70,8 @@ cuda_pieces(int32_t n_keys)
     return (n_keys + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
 }
 
-struct cuda_steps; /* step.cu: pinned copies, graphs */
-struct cuda_gemms; /* gemm.cu: cuBLASLt handle, workspace, plans */
+struct cuda_steps;  /* step.cu: pinned copies, graphs */
+struct cuda_gemms;  /* gemm.cu: cuBLASLt handle, workspace, plans */
 struct cuda_memory; /* memory.cu: slabs of device and pinned memory, what uploads go through */
 
 struct cuda_device {

@@ -13,8 +13,8 @@ static const float CONV_NORM_EPS = 1e-5f;
 
 enum {
     MOST_THREADS = 512,
-    VECTOR = 8,           /* elements of a thread at a time in gate_kernel */
-    CONVOLVE_VECTOR = 4,  /* and in convolve_kernel */
+    VECTOR = 8,          /* elements of a thread at a time in gate_kernel */
+    CONVOLVE_VECTOR = 4, /* and in convolve_kernel */
     CONVOLVE_THREADS = 256,
     KEEP_THREADS = 256,
 };
@@ -76,8 +76,8 @@ load_bf16(const __nv_bfloat16 *from, int n)
 
     if (WHOLE) {
         uint4 bits = *(const uint4 *)from;
-        out = {{bf16_low(bits.x), bf16_high(bits.x), bf16_low(bits.y), bf16_high(bits.y),
-                bf16_low(bits.z), bf16_high(bits.z), bf16_low(bits.w), bf16_high(bits.w)}};
+        out = {{low_bf16(bits.x), high_bf16(bits.x), low_bf16(bits.y), high_bf16(bits.y),
+                low_bf16(bits.z), high_bf16(bits.z), low_bf16(bits.w), high_bf16(bits.w)}};
     } else {
 #pragma unroll
         for (int i = 0; i < VECTOR; i++)
@@ -144,8 +144,8 @@ past_taps(const struct fuse_args &a, const struct batch_seq *seq, int d, int n)
 
 /* KEPT: vectors of a thread that stay in registers from one pass to the next; 0: any number, read twice. */
 template <int KEPT, bool WHOLE>
-__global__ static void __launch_bounds__(MOST_THREADS)
-gate_kernel(const struct fuse_args a)
+__global__ static void
+__launch_bounds__(MOST_THREADS) gate_kernel(const struct fuse_args a)
 {
     enum { HELD = KEPT ? KEPT : 1 };
     int row = (int)blockIdx.x, dim = a.dim, stride = (int)blockDim.x * VECTOR;
@@ -226,8 +226,8 @@ gate_kernel(const struct fuse_args a)
 
 /* x += silu(convolution of u) of the rows of prefill segments. Blocks: channels, then rows. */
 template <bool WHOLE>
-__global__ static void __launch_bounds__(CONVOLVE_THREADS)
-convolve_kernel(const struct fuse_args a)
+__global__ static void
+__launch_bounds__(CONVOLVE_THREADS) convolve_kernel(const struct fuse_args a)
 {
     enum { N = WHOLE ? CONVOLVE_VECTOR : 1 };
     int d = (int)(blockIdx.x * blockDim.x + threadIdx.x) * N, dim = a.dim;
@@ -352,8 +352,8 @@ struct keep_args {
 
 /* A block for each decoding row, and for each of the last `ring` rows that a prefill segment may have. */
 template <bool WHOLE>
-__global__ static void __launch_bounds__(KEEP_THREADS)
-keep_kernel(const struct keep_args a)
+__global__ static void
+__launch_bounds__(KEEP_THREADS) keep_kernel(const struct keep_args a)
 {
     int block = (int)blockIdx.x, n_seq, row = block;
 
@@ -377,8 +377,7 @@ keep_kernel(const struct keep_args a)
         return;
     int slot = (seq->context + (row - seq->first_row)) % a.ring;
     const float *from = a.u + (size_t)row * (size_t)a.dim;
-    float *to =
-        a.state + ((size_t)seq->state_slot * (size_t)a.ring + (size_t)slot) * (size_t)a.dim;
+    float *to = a.state + ((size_t)seq->state_slot * (size_t)a.ring + (size_t)slot) * (size_t)a.dim;
 
     if (WHOLE)
         for (int d = (int)threadIdx.x; d < a.dim / 4; d += KEEP_THREADS)

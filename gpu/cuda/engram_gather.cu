@@ -153,8 +153,9 @@ struct gather_args {
     const struct batch_seq *seq;
     uint32_t n_cells, parts; /* parts of PART_UNITS a cell is cut into */
     int32_t orders, heads, head_dim, row_bytes, scale_bytes;
-    uint32_t n_units, row_units, row_magic;   /* 16-byte units of a bundle, of a row; 2^32 / row_units */
-    uint32_t group_units, group_magic;        /* units that share a scale */
+    uint32_t n_units, row_units,
+        row_magic;                     /* 16-byte units of a bundle, of a row; 2^32 / row_units */
+    uint32_t group_units, group_magic; /* units that share a scale */
     struct gather_column column[SHAPE_MAX_ORDERS][SHAPE_MAX_HEADS_PER_NGRAM];
 };
 
@@ -209,16 +210,16 @@ gather_elements(const struct gather_args &a, __nv_bfloat16 *out, struct gather_c
         int head = element / a.head_dim, d = element - head * a.head_dim;
         uint64_t row = __shfl_sync(0xffffffffu, cell.row, head);
         size_t offset = (size_t)d * ELEMENT_BYTES;
-        const uint8_t *from =
-            cell.in_place ? a.weights + row * (uint64_t)a.row_bytes + offset
-                          : cell.source + (size_t)head * (size_t)a.row_bytes + offset;
+        const uint8_t *from = cell.in_place
+                                  ? a.weights + row * (uint64_t)a.row_bytes + offset
+                                  : cell.source + (size_t)head * (size_t)a.row_bytes + offset;
         float value = load_element<ELEMENT_BYTES>(from);
 
         if (a.scale_bytes) {
             int group = d / (a.head_dim / a.scale_bytes);
-            const uint8_t *scale =
-                cell.in_place ? a.scales + row * (uint64_t)a.scale_bytes + group
-                              : cell.source + weight_bytes + head * a.scale_bytes + group;
+            const uint8_t *scale = cell.in_place
+                                       ? a.scales + row * (uint64_t)a.scale_bytes + group
+                                       : cell.source + weight_bytes + head * a.scale_bytes + group;
             value *= e8m0_to_float(*scale);
         }
         if (base + lane >= width)
@@ -307,23 +308,22 @@ store_values(__nv_bfloat16 *out, uint4 v, float scale)
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float2 two = e4m3x2_to_float2(in[i / 2] >> 16 * (i % 2) & 0xffff);
-            bits[i] = SCALED ? bf16x2_bits(two.x * scale, two.y * scale) : bf16x2_bits(two.x, two.y);
+            bits[i] = SCALED ? pack_bf16(two.x * scale, two.y * scale) : pack_bf16(two.x, two.y);
         }
         ((uint4 *)out)[0] = make_uint4(bits[0], bits[1], bits[2], bits[3]);
         ((uint4 *)out)[1] = make_uint4(bits[4], bits[5], bits[6], bits[7]);
     } else if (ELEMENT_BYTES == 2) {
         if (SCALED) {
-            v.x = bf16x2_bits(bf16_low(v.x) * scale, bf16_high(v.x) * scale);
-            v.y = bf16x2_bits(bf16_low(v.y) * scale, bf16_high(v.y) * scale);
-            v.z = bf16x2_bits(bf16_low(v.z) * scale, bf16_high(v.z) * scale);
-            v.w = bf16x2_bits(bf16_low(v.w) * scale, bf16_high(v.w) * scale);
+            v.x = pack_bf16(low_bf16(v.x) * scale, high_bf16(v.x) * scale);
+            v.y = pack_bf16(low_bf16(v.y) * scale, high_bf16(v.y) * scale);
+            v.z = pack_bf16(low_bf16(v.z) * scale, high_bf16(v.z) * scale);
+            v.w = pack_bf16(low_bf16(v.w) * scale, high_bf16(v.w) * scale);
         }
         *(uint4 *)out = v;
     } else {
         float by = SCALED ? scale : 1.0f;
-        *(uint2 *)out =
-            make_uint2(bf16x2_bits(__uint_as_float(v.x) * by, __uint_as_float(v.y) * by),
-                       bf16x2_bits(__uint_as_float(v.z) * by, __uint_as_float(v.w) * by));
+        *(uint2 *)out = make_uint2(pack_bf16(__uint_as_float(v.x) * by, __uint_as_float(v.y) * by),
+                                   pack_bf16(__uint_as_float(v.z) * by, __uint_as_float(v.w) * by));
     }
 }
 
@@ -364,8 +364,9 @@ look_up(const struct gather_args &a, uint32_t cell, struct gather_cell *ret_cell
 
 /* Rows of whole 16-byte units, and groups of whole units. */
 template <int ELEMENT_BYTES, bool SCALED>
-__global__ static void __launch_bounds__(GATHER_WARPS * 32, GATHER_BLOCKS_PER_SM)
-gather_kernel(const __grid_constant__ struct gather_args a)
+__global__ static void
+__launch_bounds__(GATHER_WARPS * 32, GATHER_BLOCKS_PER_SM)
+    gather_kernel(const __grid_constant__ struct gather_args a)
 {
     enum { UNIT_ELEMENTS = 16 / ELEMENT_BYTES };
     uint32_t lane = threadIdx.x % 32, n_warps = gridDim.x * (blockDim.x / 32);
@@ -465,8 +466,8 @@ gather_kernel(const __grid_constant__ struct gather_args a)
 
 /* Any shape: a warp per cell. */
 template <int ELEMENT_BYTES>
-__global__ static void __launch_bounds__(GATHER_WARPS * 32)
-gather_any_kernel(const __grid_constant__ struct gather_args a)
+__global__ static void
+__launch_bounds__(GATHER_WARPS * 32) gather_any_kernel(const __grid_constant__ struct gather_args a)
 {
     uint32_t lane = threadIdx.x % 32, n_warps = gridDim.x * (blockDim.x / 32);
     int width = a.heads * a.head_dim;
@@ -539,8 +540,7 @@ cuda_engram_gather(struct device *dev, void *out, const struct bundle_source *so
     const struct engram_table_shape *table = &e->table[index];
     int element_bytes = e->table_dtype == DTYPE_F8_E4M3 ? 1 : e->table_dtype == DTYPE_BF16 ? 2 : 4;
     uint32_t row_bytes = (uint32_t)(e->head_dim * element_bytes);
-    uint32_t group_units =
-        e->scale_group ? (uint32_t)(e->scale_group * element_bytes) / 16 : 1;
+    uint32_t group_units = e->scale_group ? (uint32_t)(e->scale_group * element_bytes) / 16 : 1;
     struct gather_args a = {
         .out = (__nv_bfloat16 *)out,
         .address = source->address,
@@ -566,7 +566,8 @@ cuda_engram_gather(struct device *dev, void *out, const struct bundle_source *so
     for (int o = 0; o < a.orders; o++)
         for (int h = 0; h < e->heads; h++) {
             uint64_t prime = (uint64_t)table->prime[o][h];
-            a.column[o][h] = {prime, prime ? UINT64_MAX / prime : 0, (uint64_t)table->row_base[o][h]};
+            a.column[o][h] = {prime, prime ? UINT64_MAX / prime : 0,
+                              (uint64_t)table->row_base[o][h]};
         }
     int type = element_bytes / 2; /* 1, 2, 4: 0, 1, 2 */
     gather_function *kernel = any_kernel[type];
@@ -574,7 +575,8 @@ cuda_engram_gather(struct device *dev, void *out, const struct bundle_source *so
         kernel = unit_kernel[type][e->scale_group != 0];
         a.parts = (a.n_units + PART_UNITS - 1) / PART_UNITS;
     }
-    uint32_t n_items = a.n_cells * a.parts, most = (uint32_t)(cuda->sm_count * GATHER_BLOCKS_PER_SM);
+    uint32_t n_items = a.n_cells * a.parts,
+             most = (uint32_t)(cuda->sm_count * GATHER_BLOCKS_PER_SM);
     /* Few: each on an SM of its own, as far as they go. */
     uint32_t warps = n_items <= 2 * (uint32_t)cuda->sm_count ? 1 : GATHER_WARPS;
     uint32_t blocks = (n_items + warps - 1) / warps;

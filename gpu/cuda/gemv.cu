@@ -11,6 +11,7 @@
  * before this one has ended (dependency_wait), and half of the registers are left to the next kernel for
  * the same purpose. The rows, normalised or not, are in shared memory as BF16, as they are for
  * cuda_gemm. A sum is made per lane in rising order of k, then by the tree of warp_sum. */
+#include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/block_sum.h"
 #include "gpu/cuda/gemv.h"
 
@@ -31,31 +32,19 @@ load_weights(const uint4 *from)
 #endif
 }
 
-__device__ static inline float
-low_half(uint32_t pair)
-{
-    return __uint_as_float(pair << 16);
-}
-
-__device__ static inline float
-high_half(uint32_t pair)
-{
-    return __uint_as_float(pair & 0xffff0000u);
-}
-
 __device__ static inline void
 add_products(float *sum, uint4 w, uint4 x)
 {
     float s = *sum;
 
-    s += low_half(w.x) * low_half(x.x);
-    s += high_half(w.x) * high_half(x.x);
-    s += low_half(w.y) * low_half(x.y);
-    s += high_half(w.y) * high_half(x.y);
-    s += low_half(w.z) * low_half(x.z);
-    s += high_half(w.z) * high_half(x.z);
-    s += low_half(w.w) * low_half(x.w);
-    s += high_half(w.w) * high_half(x.w);
+    s += low_bf16(w.x) * low_bf16(x.x);
+    s += high_bf16(w.x) * high_bf16(x.x);
+    s += low_bf16(w.y) * low_bf16(x.y);
+    s += high_bf16(w.y) * high_bf16(x.y);
+    s += low_bf16(w.z) * low_bf16(x.z);
+    s += high_bf16(w.z) * high_bf16(x.z);
+    s += low_bf16(w.w) * low_bf16(x.w);
+    s += high_bf16(w.w) * high_bf16(x.w);
     *sum = s;
 }
 

@@ -120,8 +120,8 @@ pack_8(const float *x)
  * gridDim.y blocks share a row. NORM: there are head norms; their weights are loaded while the
  * projections still run. */
 template <int LANES, bool NORM>
-__global__ void __launch_bounds__(QKV_THREADS)
-qkv_finish(struct qkv_args a)
+__global__ void
+__launch_bounds__(QKV_THREADS) qkv_finish(struct qkv_args a)
 {
     constexpr int DIM = 16 * LANES, HEADS = QKV_THREADS / LANES, AT_ONCE = 3;
     int row = (int)blockIdx.x, first = (int)threadIdx.x % LANES * 8;
@@ -199,8 +199,8 @@ qkv_finish(struct qkv_args a)
 }
 
 /* The same for any even head_dim: a warp a head. */
-__global__ void __launch_bounds__(QKV_THREADS)
-qkv_finish_any(struct qkv_args a)
+__global__ void
+__launch_bounds__(QKV_THREADS) qkv_finish_any(struct qkv_args a)
 {
     int dim = a.kv.head_dim, half = dim / 2, lane = (int)threadIdx.x % 32;
     int row = (int)blockIdx.x, all = a.heads + 2 * a.kv.kv_heads;
@@ -282,14 +282,15 @@ cuda_qkv_finish(struct cuda_device *dev, void *q, const void *qkv, const struct 
         case 256:
             return launch_finish<16>(&a, dev->stream);
         }
-    dim3 grid((unsigned)batch->n_rows, (unsigned)((all + QKV_THREADS / 32 - 1) / (QKV_THREADS / 32)));
+    dim3 grid((unsigned)batch->n_rows,
+              (unsigned)((all + QKV_THREADS / 32 - 1) / (QKV_THREADS / 32)));
     return LAUNCH(qkv_finish_any, grid, dim3(QKV_THREADS), 0, dev->stream, a);
 }
 
 /* Elements of type T: VECTOR of the cache's each. */
 template <typename T>
 __global__ void __launch_bounds__(256)
-write_rows(struct kv_layer kv, const T *k, const T *v, struct batch batch)
+    write_rows(struct kv_layer kv, const T *k, const T *v, struct batch batch)
 {
     constexpr int VECTOR = (int)(sizeof(T) / sizeof(__nv_bfloat16));
     int row = (int)blockIdx.x, per_head = kv.head_dim / VECTOR, n = kv.kv_heads * per_head;
@@ -298,8 +299,8 @@ write_rows(struct kv_layer kv, const T *k, const T *v, struct batch batch)
     __nv_bfloat16 *cache = row_in_cache(&kv, &batch, row);
     for (int i = (int)threadIdx.x; i < n && cache; i += (int)blockDim.x) {
         int head = i / per_head;
-        __nv_bfloat16 *to = cache + (int64_t)head * kv.page_tokens * kv.head_dim +
-                            (i - head * per_head) * VECTOR;
+        __nv_bfloat16 *to =
+            cache + (int64_t)head * kv.page_tokens * kv.head_dim + (i - head * per_head) * VECTOR;
         *(T *)to = k[(int64_t)row * n + i];
         *(T *)(to + kv.v_offset) = v[(int64_t)row * n + i];
     }
@@ -324,7 +325,7 @@ cuda_kv_write(struct device *device, const struct kv_cache *kv, int layer, const
 /* A page lies in as many places as there are layers: blockIdx.y. */
 template <typename T>
 __global__ void __launch_bounds__(256)
-copy_page(T *data, int64_t layer_stride, int64_t page_stride, int dst_page, int src_page)
+    copy_page(T *data, int64_t layer_stride, int64_t page_stride, int dst_page, int src_page)
 {
     const T *from = data + blockIdx.y * layer_stride + src_page * page_stride;
     T *to = data + blockIdx.y * layer_stride + dst_page * page_stride;
@@ -343,8 +344,8 @@ launch_copy(const struct kv_cache *kv, int dst_page, int src_page, cudaStream_t 
     int64_t blocks = (stride + 1023) / 1024;
     dim3 grid((unsigned)(blocks < 1024 ? blocks : 1024), (unsigned)kv->layers);
 
-    return LAUNCH(copy_page<T>, grid, dim3(256), 0, stream, (T *)kv->data,
-                  stride * kv->n_pages, stride, dst_page, src_page);
+    return LAUNCH(copy_page<T>, grid, dim3(256), 0, stream, (T *)kv->data, stride * kv->n_pages,
+                  stride, dst_page, src_page);
 }
 
 int

@@ -9,8 +9,8 @@
  *   - dependency_launch() may be called once a block's remaining work is short; without it the
  *     next kernel starts when this one ends.
  *
- * The same sources are compiled as plain C++ against tests/gpu/emulator, which runs every thread of
- * a block as a fibre: hence LAUNCH in place of <<<>>>, DYNAMIC_SHARED in place of an extern array, and
+ * The same sources can be compiled as plain C++ against an emulator that runs every thread of a block
+ * as a fibre (ENGRAM_EMULATED names its header): hence LAUNCH in place of <<<>>>, DYNAMIC_SHARED in place of an extern array, and
  * instructions without a C++ form (mma, ldmatrix, cp.async) only behind the functions of mma.h. */
 #ifndef GPU_CUDA_LAUNCH_H
 #define GPU_CUDA_LAUNCH_H

@@ -13,6 +13,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/launch.h"
 
 #ifdef ENGRAM_EMULATED
@@ -20,38 +21,6 @@ typedef uintptr_t shared_address;
 #else
 typedef uint32_t shared_address; /* within the shared window: one register, immediate offsets */
 #endif
-
-/* Two floats as BF16, the first in the lower half. */
-__device__ static inline uint32_t
-pack_bf16(float low, float high)
-{
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    uint32_t bits;
-
-    memcpy(&bits, &pair, sizeof bits);
-    return bits;
-}
-
-__device__ static inline float
-float_of_bits(uint32_t bits)
-{
-    float value;
-
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-__device__ static inline float
-low_bf16(uint32_t pair)
-{
-    return float_of_bits(pair << 16);
-}
-
-__device__ static inline float
-high_bf16(uint32_t pair)
-{
-    return float_of_bits(pair & 0xffff0000u);
-}
 
 /* The lower, or upper, halves of two registers as one register: one PRMT. */
 __device__ static inline uint32_t

@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 
+#include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/launch.h"
 
 #ifdef ENGRAM_EMULATED
@@ -159,29 +160,6 @@ e8m0_to_float(uint32_t bits)
     uint32_t pattern = bits == 0 ? 0x00400000u : bits == 255 ? 0x7fc00000u : bits << 23;
 
     return __uint_as_float(pattern);
-}
-
-__device__ static inline uint32_t
-bf16x2_bits(float low, float high)
-{
-    __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    uint32_t bits;
-
-    memcpy(&bits, &two, sizeof bits);
-    return bits;
-}
-
-/* Two BF16 in one word, the lower first. */
-__device__ static inline float
-bf16_low(uint32_t two)
-{
-    return __uint_as_float(two << 16);
-}
-
-__device__ static inline float
-bf16_high(uint32_t two)
-{
-    return __uint_as_float(two & 0xffff0000u);
 }
 
 #endif

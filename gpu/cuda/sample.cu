@@ -12,7 +12,7 @@
  * A batch that is all greedy takes a first scan alone. A row's sums are added in an order that only the
  * vocabulary decides; what blocks tell each other in no fixed order (lists, histograms) is integer
  * and is sorted, or added, exactly. */
-#include "gpu/cuda/device_philox.h"
+#include "gpu/cuda/block_sum.h"
 #include "gpu/cuda/sample_filter.h"
 #include "gpu/cuda/sample_row.h"
 
@@ -44,22 +44,6 @@ take_larger(float *max, int32_t *id, float other_max, int32_t other_id)
         *max = other_max;
         *id = other_id;
     }
-}
-
-__device__ static inline float
-warp_sum(float value)
-{
-    for (int lanes = 16; lanes > 0; lanes /= 2)
-        value += __shfl_xor_sync(0xffffffffu, value, lanes);
-    return value;
-}
-
-__device__ static inline double
-warp_sum(double value)
-{
-    for (int lanes = 16; lanes > 0; lanes /= 2)
-        value += __shfl_xor_sync(0xffffffffu, value, lanes);
-    return value;
 }
 
 __device__ static inline void
@@ -259,8 +243,8 @@ draw_from_all(const float *row, int vocab, const struct sample_part *parts, int 
                 if (over) {
                     int at = __ffs((int)over) - 1;
                     hit = begin + at;
-                    sum += __shfl_sync(0xffffffffu, running, at) -
-                           __shfl_sync(0xffffffffu, own, at);
+                    sum +=
+                        __shfl_sync(0xffffffffu, running, at) - __shfl_sync(0xffffffffu, own, at);
                 } else {
                     sum += __shfl_sync(0xffffffffu, running, 31);
                 }
@@ -420,7 +404,7 @@ choose(const struct sample_args *a, int row, const float *logits, const struct s
     }
     if (!plan->filters) {
         *ret_token = draw_from_all(logits, a->vocab, parts, a->n_chunks, total->top,
-                                   plan->inverse_temperature, cuda_philox_uniform(p->seed, p->draw));
+                                   plan->inverse_temperature, philox_uniform(p->seed, p->draw));
         return true;
     }
     int n_groups = a->n_chunks * SAMPLE_GROUPS;
@@ -472,8 +456,7 @@ finish_raw(const struct sample_args *a, int row, const struct sample_part *parts
         if (plan->tops) {
             int n_groups = a->n_chunks * SAMPLE_GROUPS;
             int n = p->n_top < SAMPLE_MAX_TOP ? p->n_top : SAMPLE_MAX_TOP;
-            uint32_t floor =
-                find_floor(a->group + (size_t)row * (size_t)n_groups, n_groups, n);
+            uint32_t floor = find_floor(a->group + (size_t)row * (size_t)n_groups, n_groups, n);
             if (threadIdx.x == 0) {
                 state->top_floor = floor;
                 state->todo = SAMPLE_TOPS;
@@ -497,8 +480,7 @@ finish_raw(const struct sample_args *a, int row, const struct sample_part *parts
 /* grid (chunks, rows) */
 template <int pass>
 __global__ void
-__launch_bounds__(SAMPLE_SCAN_THREADS, 5)
-    sample_scan(const __grid_constant__ struct sample_args a)
+__launch_bounds__(SAMPLE_SCAN_THREADS, 5) sample_scan(const __grid_constant__ struct sample_args a)
 {
     DYNAMIC_SHARED(struct sample_part, parts);
     int row = (int)blockIdx.y, chunk = (int)blockIdx.x;
@@ -518,8 +500,8 @@ __launch_bounds__(SAMPLE_SCAN_THREADS, 5)
         return;
     if (pass == SCAN_ADJUSTED)
         load_chunk(x, a.adjusted + offset, chunk * SAMPLE_CHUNK, a.vocab);
-    struct sample_part *part = a.part + (pass == SCAN_ADJUSTED ? a.part_stride : 0) +
-                               (size_t)row * (size_t)a.n_chunks;
+    struct sample_part *part =
+        a.part + (pass == SCAN_ADJUSTED ? a.part_stride : 0) + (size_t)row * (size_t)a.n_chunks;
     float *group = NULL, *copy = NULL;
     bool weights = false;
     int32_t slot = p->slot;
@@ -535,7 +517,8 @@ __launch_bounds__(SAMPLE_SCAN_THREADS, 5)
         if (pass == SCAN_RAW && chunk == 0 && threadIdx.x == 0)
             state->replay = p->replay ? *p->replay : -1;
     }
-    struct sample_part own = reduce_chunk<pass>(x, chunk * SAMPLE_CHUNK, a.vocab, weights, plan.inverse_temperature, group, copy);
+    struct sample_part own = reduce_chunk<pass>(x, chunk * SAMPLE_CHUNK, a.vocab, weights,
+                                                plan.inverse_temperature, group, copy);
     if (threadIdx.x == 0)
         part[chunk] = own;
     dependency_launch();
@@ -568,8 +551,8 @@ chunks_of(int vocab)
 static size_t
 row_bytes(size_t n_chunks)
 {
-    return sizeof(struct sample_row) + n_chunks * (2 * sizeof(struct sample_part) +
-                                                   SAMPLE_GROUPS * sizeof(float)) +
+    return sizeof(struct sample_row) +
+           n_chunks * (2 * sizeof(struct sample_part) + SAMPLE_GROUPS * sizeof(float)) +
            (SAMPLE_LISTED + SAMPLE_TOP_LISTED) * sizeof(unsigned long long);
 }
 
@@ -603,8 +586,8 @@ sample_slab(struct cuda_device *dev, const struct sample_args *a, int n)
     size_t shared = (size_t)a->n_chunks * sizeof(struct sample_part);
 
     if (dev->all_greedy)
-        return LAUNCH(sample_scan<SCAN_GREEDY>, grid, dim3(SAMPLE_SCAN_THREADS), shared, dev->stream,
-                      *a);
+        return LAUNCH(sample_scan<SCAN_GREEDY>, grid, dim3(SAMPLE_SCAN_THREADS), shared,
+                      dev->stream, *a);
     int result =
         LAUNCH(sample_scan<SCAN_RAW>, grid, dim3(SAMPLE_SCAN_THREADS), shared, dev->stream, *a);
     if (result >= 0)

@@ -10,8 +10,8 @@
 #ifndef GPU_CUDA_SAMPLE_FILTER_H
 #define GPU_CUDA_SAMPLE_FILTER_H
 
-#include "gpu/cuda/device_philox.h"
 #include "gpu/cuda/sample_row.h"
+#include "gpu/philox.h"
 
 enum {
     FILTER_WARPS = SAMPLE_FILTER_THREADS / 32,
@@ -83,7 +83,7 @@ fixed_weight(const struct filter_row *r, float logit)
 __device__ static inline unsigned long long
 draw_target(const struct filter_row *r, unsigned long long whole)
 {
-    double u = cuda_philox_uniform(r->p->seed, r->p->draw);
+    double u = philox_uniform(r->p->seed, r->p->draw);
     unsigned long long target = (unsigned long long)(u * (double)whole);
 
     return target < whole ? target : whole - 1;
@@ -102,9 +102,9 @@ list_tokens(const float4 *x, int begin, int vocab, uint32_t floor, unsigned long
         const float value[4] = {x[j].x, x[j].y, x[j].z, x[j].w};
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            mine |= (unsigned)(begin + j * 128 + lane * 4 + e < vocab &&
-                               sample_key(value[e]) >= floor)
-                    << (4 * j + e);
+            mine |=
+                (unsigned)(begin + j * 128 + lane * 4 + e < vocab && sample_key(value[e]) >= floor)
+                << (4 * j + e);
     }
     if (!__any_sync(0xffffffffu, mine != 0))
         return;
@@ -124,7 +124,8 @@ list_tokens(const float4 *x, int begin, int vocab, uint32_t floor, unsigned long
         for (int e = 0; e < 4; e++)
             if (mine >> (4 * j + e) & 1) {
                 if (at < room)
-                    list[at] = sample_composite(sample_key(value[e]), begin + j * 128 + lane * 4 + e);
+                    list[at] =
+                        sample_composite(sample_key(value[e]), begin + j * 128 + lane * 4 + e);
                 at++;
             }
     }
@@ -142,8 +143,8 @@ list_row(const struct sample_args *a, const float *logit, const struct sample_pa
     /* Which of the next 32 units are worth reading: a lane looks at one. */
     for (int base = first; base < n_units; base += 32 * step) {
         int unit = base + lane * step;
-        bool some = unit < n_units &&
-                    sample_key(part[unit / (SAMPLE_CHUNK / SAMPLE_UNIT)].max) >= floor;
+        bool some =
+            unit < n_units && sample_key(part[unit / (SAMPLE_CHUNK / SAMPLE_UNIT)].max) >= floor;
         unsigned units = __ballot_sync(0xffffffffu, some);
         for (; units; units &= units - 1) {
             int begin = (base + (__ffs((int)units) - 1) * step) * SAMPLE_UNIT;
@@ -315,8 +316,8 @@ find_bucket(const struct filter_row *r, unsigned long long *pool, const struct f
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 uint32_t key = sample_key(value[e]);
-                if (base + (j * SAMPLE_FILTER_THREADS + thread) * 4 + e >= vocab ||
-                    key < in->key || (in->ties != ~0ull && key == in->key) ||
+                if (base + (j * SAMPLE_FILTER_THREADS + thread) * 4 + e >= vocab || key < in->key ||
+                    (in->ties != ~0ull && key == in->key) ||
                     (!first && key >> (shift + bits) != prefix >> (shift + bits)))
                     continue;
                 uint32_t bucket = key >> shift & mask;
@@ -396,8 +397,7 @@ draw_in_piece(const struct filter_row *r, const struct filter_edge *edge, int be
     for (int base = begin; base < end; base += 32) {
         int i = base + lane;
         bool tie = false;
-        unsigned long long weight =
-            i < end ? weight_inside(r, edge, r->logit[i], &tie) : 0;
+        unsigned long long weight = i < end ? weight_inside(r, edge, r->logit[i], &tie) : 0;
         unsigned tied = __ballot_sync(0xffffffffu, tie);
         if (tie && ties + (unsigned)__popc(tied & ((1u << lane) - 1)) >= edge->ties)
             weight = 0;
@@ -542,8 +542,7 @@ write_tops(const struct sample_args *a, int row, unsigned long long *pool, doubl
 
 /* grid (blocks of a row, rows) */
 __global__ void
-__launch_bounds__(SAMPLE_FILTER_THREADS)
-    sample_filter(const __grid_constant__ struct sample_args a)
+__launch_bounds__(SAMPLE_FILTER_THREADS) sample_filter(const __grid_constant__ struct sample_args a)
 {
     __shared__ unsigned long long pool[FILTER_POOL];
     int row = (int)blockIdx.y;
@@ -557,8 +556,8 @@ __launch_bounds__(SAMPLE_FILTER_THREADS)
     int todo = state->todo;
     if (!(todo & (SAMPLE_FILTER | SAMPLE_TOPS)))
         return;
-    struct filter_row r = {&a, p, sample_plan_of(p, a.vocab), a.logits + offset, state->top,
-                           state->whole};
+    struct filter_row r = {&a,         p,           sample_plan_of(p, a.vocab), a.logits + offset,
+                           state->top, state->whole};
     const struct sample_part *part = a.part + (size_t)row * (size_t)a.n_chunks;
     uint32_t floor = state->floor, top_floor = state->top_floor;
     unsigned long long *listed = a.listed + (size_t)row * SAMPLE_LISTED;

@@ -12,11 +12,11 @@ enum {
     SAMPLE_GROUPS = 64,  /* groups of a chunk whose maxima are kept */
     SAMPLE_SCAN_THREADS = 256,
     SAMPLE_FILTER_THREADS = 1024,
-    SAMPLE_UNIT = 512,      /* logits one warp gathers from at a time */
-    SAMPLE_GUESS = 1024,    /* this many tokens are listed where the number is not known before */
-    SAMPLE_LISTED = 2048,   /* room for listed tokens: those, and their neighbours in groups */
+    SAMPLE_UNIT = 512,       /* logits one warp gathers from at a time */
+    SAMPLE_GUESS = 1024,     /* this many tokens are listed where the number is not known before */
+    SAMPLE_LISTED = 2048,    /* room for listed tokens: those, and their neighbours in groups */
     SAMPLE_TOP_LISTED = 256, /* the same for top log-probabilities */
-    SAMPLE_SLAB = 512,      /* rows of one launch */
+    SAMPLE_SLAB = 512,       /* rows of one launch */
 };
 
 /* What is still to be done for a row. */
@@ -26,17 +26,19 @@ enum { SAMPLE_ADJUST = 1, SAMPLE_FILTER = 2, SAMPLE_TOPS = 4 };
 #define SAMPLE_NO_LIST 0xffffffffu
 
 /* One chunk of a row. */
-struct __align__(16) sample_part {
+struct __align__(16) sample_part
+{
     float max;    /* -infinity: of an adjusted row, all of it banned */
     int32_t id;   /* the first with it */
     float sum;    /* of exp(l - max); NaN: not all are finite */
     float weight; /* of exp((l - max) / temperature), where that is wanted */
 };
 
-struct __align__(16) sample_row {
-    double log_sum; /* of raw logits */
-    double whole;   /* sum of weights, that of the largest logit being 1 */
-    float top;      /* the largest of the logits that are sampled from */
+struct __align__(16) sample_row
+{
+    double log_sum;            /* of raw logits */
+    double whole;              /* sum of weights, that of the largest logit being 1 */
+    float top;                 /* the largest of the logits that are sampled from */
     uint32_t floor, top_floor; /* keys from here on are listed */
     int32_t todo, replay;
     uint32_t ticket;             /* blocks of the row that have done their part */
@@ -179,9 +181,9 @@ sample_conclude(const struct sample_args *a, int row, int32_t token, int32_t rep
         token = replay;
     result->token = token;
     result->logprob =
-        token >= 0 ? (float)((double)a->logits[(size_t)row * (size_t)a->vocab + (size_t)token] -
-                             log_sum)
-                   : 0.0f;
+        token >= 0
+            ? (float)((double)a->logits[(size_t)row * (size_t)a->vocab + (size_t)token] - log_sum)
+            : 0.0f;
     if (slot >= 0)
         a->slot_token[slot] = token < 0 ? 0 : token;
 }

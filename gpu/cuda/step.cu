@@ -24,6 +24,7 @@ enum {
     STEP_COPIES = 4,
     MAX_GRAPHS = 256,
     MAX_SEGMENTS = 12,
+    MAX_ARRAYS = 16 + 2 * SHAPE_MAX_ENGRAM_LAYERS,
     SPREAD_THREADS = 256,
     FINISH_THREADS = 512,
     LIST_BYTES = 1 << 20, /* of biases, counts and bans, to begin with */
@@ -72,7 +73,15 @@ struct step_arrays {
     uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];
 };
 
+/* Device memory taken by cuda_reserve. */
+struct step_array {
+    void *memory;
+    size_t bytes;
+};
+
 struct cuda_steps {
+    struct step_array array[MAX_ARRAYS];
+    int n_arrays;
     struct step_arrays at;
     size_t copy_bytes;
     struct step_copy copy[STEP_COPIES];
@@ -144,13 +153,17 @@ finish_kernel(struct cuda_block *block, const struct sample_result *results,
 
 /* ------------------------------------------------------------------ memory */
 
+/* Zeroed device memory that cuda_steps_free gives back; NULL and *ok 0 when there is none left. */
 static void *
 device_array(struct cuda_device *cuda, size_t n, size_t element_bytes, int *ok)
 {
-    void *memory = cuda_alloc(&cuda->device, n * element_bytes + 16);
+    struct cuda_steps *s = cuda->steps;
+    struct step_array *array = &s->array[s->n_arrays++];
 
-    *ok &= memory != NULL;
-    return memory;
+    array->bytes = n * element_bytes + 16;
+    array->memory = cuda_alloc(&cuda->device, array->bytes);
+    *ok &= array->memory != NULL;
+    return array->memory;
 }
 
 static size_t
@@ -261,30 +274,8 @@ cuda_steps_free(struct cuda_device *cuda)
         if (s->copy[i].over)
             (void)cudaEventDestroy(s->copy[i].over);
     }
-    size_t rows = (size_t)cuda->limits.max_rows, outputs = (size_t)cuda->limits.max_outputs;
-    int orders = cuda->shape.engram.max_order > 1 ? cuda->shape.engram.max_order - 1 : 0;
-    size_t cells = rows * (size_t)orders;
-    size_t tiles = rows / CUDA_TILE_ROWS + (size_t)cuda->limits.max_sequences + 1;
-    cuda_free(dev, s->at.token, rows * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.position, rows * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.row_seq, rows * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.seq, rows * sizeof *s->at.seq + 16);
-    cuda_free(dev, s->at.output_row, outputs * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.params, outputs * sizeof *s->at.params + 16);
-    cuda_free(dev, s->at.results, outputs * sizeof *s->at.results + 16);
-    cuda_free(dev, s->at.pages, (size_t)cuda->limits.max_step_pages * sizeof(int32_t) + 16);
-    cuda_free(dev, s->at.pieces, max_pieces(&cuda->limits) * sizeof *s->at.pieces + 16);
-    cuda_free(dev, s->at.tiles, tiles * sizeof *s->at.tiles + 16);
-    for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++) {
-        cuda_free(dev, s->at.address[i], cells * sizeof(struct bundle_address) + 16);
-        cuda_free(dev, s->at.mix[i], cells * sizeof(uint64_t) + 16);
-    }
-    cuda_free(dev, cuda->block, sizeof *cuda->block + 16);
-    cuda_free(dev, s->clock, sizeof *s->clock + 16);
-    cuda_free(dev, cuda->slot_token, ((size_t)cuda->limits.n_states + 1) * sizeof(int32_t) + 16);
-    cuda_free(dev, cuda->activations, cuda->activations_bytes + 16);
-    cuda_free(dev, cuda->partial, cuda->partial_bytes + 16);
-    cuda_free(dev, cuda->sample_scratch, cuda->sample_scratch_bytes + 16);
+    for (int i = 0; i < s->n_arrays; i++)
+        cuda_free(dev, s->array[i].memory, s->array[i].bytes);
     free(s);
     cuda->steps = NULL;
 }
@@ -356,15 +347,6 @@ is_plain_decode(const struct forward_step *step)
         if (step->outputs[i].row != i)
             return false;
     return true;
-}
-
-static bool
-any_engram(const struct batch *b)
-{
-    for (int i = 0; i < b->n_seqs; i++)
-        if (!b->seq[i].engram_off)
-            return true;
-    return false;
 }
 
 static size_t
@@ -575,25 +557,20 @@ step_over(struct cuda_device *cuda, struct step_copy *copy)
     return cuda_launch_status(cudaEventRecord(copy->over, cuda->stream));
 }
 
-/* What to do with a plain decode step: replay, capture, or issue (0, with *ret_graph as it is). */
-static int
-choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_padded,
-             struct step_graph **ret_graph)
+/* The graph of a plain decode step of this shape, to be replayed, or captured if it has not been;
+ * NULL: the shape is met for the first time, and its operations are to be issued as they are. */
+static struct step_graph *
+choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_padded)
 {
     struct cuda_steps *s = cuda->steps;
-
     struct graph_key key = {n_padded, cuda->n_pieces,
-                            cuda->shape.engram.n_layers > 0 && any_engram(&step->batch),
+                            cuda->shape.engram.n_layers > 0 && batch_any_engram(&step->batch),
                             cuda->all_greedy};
     struct step_graph *graph = find_graph(s, &key);
 
-    if (graph) {
-        *ret_graph = graph;
-        return 0;
-    }
-    if (s->n_graphs < MAX_GRAPHS)
-        s->graph[s->n_graphs++].key = key; /* issued as it is this time */
-    return 0;
+    if (!graph && s->n_graphs < MAX_GRAPHS)
+        s->graph[s->n_graphs++].key = key;
+    return graph;
 }
 
 int
@@ -611,7 +588,6 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     int n_rows = decode ? padded_rows(b->n_rows, most) : b->n_rows;
     int n_seqs = decode ? n_rows : b->n_seqs, n_outputs = decode ? n_rows : step->n_outputs;
     struct packer packer = {};
-    struct step_graph *graph = NULL;
 
     (void)cudaSetDevice(cuda->ordinal); /* of this thread; the first operation of a step tells */
     if (copy->used && cudaEventQuery(copy->over) == cudaErrorNotReady) {
@@ -656,9 +632,9 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     ret_view->results = at->results;
     if (!decode)
         return STEP_ISSUE;
-    result = choose_graph(cuda, step, n_rows, &graph);
-    if (result < 0 || !graph)
-        return result < 0 ? result : STEP_ISSUE;
+    struct step_graph *graph = choose_graph(cuda, step, n_rows);
+    if (!graph)
+        return STEP_ISSUE;
     if (graph->exec) {
         s->counters.graph_replays++;
         result = cuda_launch_status(cudaGraphLaunch(graph->exec, cuda->stream));

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "gpu/cuda/launch.h"
+#include "gpu/cuda/row_load.h"
 
 struct step_clock {
     uint64_t begun_ns, ended_ns; /* of the last step; ended 0: there was none */
@@ -13,23 +13,10 @@ struct step_clock {
         idle_ns; /* sums: within steps; from the end of one to the begin of the next */
 };
 
-__device__ static inline uint64_t
-device_clock_ns(void)
-{
-#ifdef ENGRAM_EMULATED
-    return 0;
-#else
-    uint64_t now;
-
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    return now;
-#endif
-}
-
 __device__ static inline void
 step_clock_begin(struct step_clock *clock)
 {
-    clock->begun_ns = device_clock_ns();
+    clock->begun_ns = global_timer_ns();
     if (clock->ended_ns)
         clock->idle_ns += clock->begun_ns - clock->ended_ns;
 }
@@ -37,7 +24,7 @@ step_clock_begin(struct step_clock *clock)
 __device__ static inline void
 step_clock_end(struct step_clock *clock)
 {
-    clock->ended_ns = device_clock_ns();
+    clock->ended_ns = global_timer_ns();
     clock->busy_ns += clock->ended_ns - clock->begun_ns;
 }
 

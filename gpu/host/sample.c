@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "gpu/host/host_state.h"
-#include "gpu/host/philox.h"
+#include "gpu/philox.h"
 
 struct sample_args {
     const float *logits;

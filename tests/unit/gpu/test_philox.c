@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "gpu/host/philox.h"
+#include "gpu/philox.h"
 
 static void
 the_known_answers_of_random123_come_out(void **state)

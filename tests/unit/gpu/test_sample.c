@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "gpu/host/host_device.h"
-#include "gpu/host/philox.h"
+#include "gpu/philox.h"
 
 enum { VOCAB = 20000, MAX_N = 8 };
 static float logits[MAX_N * VOCAB], scratch[MAX_N * VOCAB], before[MAX_N * VOCAB];
