@@ -30,8 +30,8 @@ check_step(const struct forward *f, const struct forward_step *step, struct err 
             return err_set(err, EINVAL, "sequence %d of the step: %d pages for %lld tokens", i,
                            s->n_pages, (long long)end);
         for (int r = 0; r < s->n_rows; r++, row++)
-            if (b->row_seq[row] != i || b->position[row] != s->context + r || b->token[row] < 0 ||
-                b->token[row] >= f->shape.vocab)
+            if (b->row_seq[row] != i || b->position[row] != s->context + r ||
+                b->token[row] < (i < b->n_decode ? TOKEN_OF_SLOT : 0) || b->token[row] >= f->shape.vocab)
                 return err_set(err, EINVAL, "row %d of the step: token %d at position %d", row,
                                b->token[row], b->position[row]);
     }

@@ -46,6 +46,9 @@ int forward_load(struct forward *forward, enum tensor_role role, int layer, enum
  * deviation. For benchmarks. */
 int forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t seed,
                  float mean, float deviation, struct err *err);
+/* Every weight of a random model: norms 1, all else of mean 0 and deviation 0.02;
+ * a device that can (fill_random) fills the KV cache too. */
+int forward_fill_all(struct forward *forward, uint64_t seed, struct err *err);
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 

@@ -436,6 +436,45 @@ forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t
     return 0;
 }
 
+static bool
+is_norm(enum tensor_role role)
+{
+    switch (role) {
+    case ROLE_FINAL_NORM:
+    case ROLE_ATTN_NORM:
+    case ROLE_MLP_NORM:
+    case ROLE_Q_NORM:
+    case ROLE_K_NORM:
+    case ROLE_ENGRAM_KEY_NORM:
+    case ROLE_ENGRAM_QUERY_NORM:
+    case ROLE_ENGRAM_CONV_NORM:
+        return true;
+    default:
+        return false;
+    }
+}
+
+int
+forward_fill_all(struct forward *forward, uint64_t seed, struct err *err)
+{
+    int result = 0;
+
+    for (int layer = -1; layer < forward->shape.layers; layer++)
+        for (int role = 0; role < ROLE_COUNT && result >= 0; role++) {
+            uint64_t own = seed + (uint64_t)(layer + 1) * ROLE_COUNT + (uint64_t)role;
+            bool norm = is_norm(role);
+            int rows, cols;
+
+            if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
+                result = forward_fill(forward, role, layer, own, norm ? 1 : 0, norm ? 0 : 0.02f,
+                                      err);
+        }
+    if (result >= 0 && forward->device->ops->fill_random)
+        result = forward->device->ops->fill_random(forward->device, forward->kv.data, DTYPE_BF16,
+                                                   forward->kv_bytes / 2, seed, 1);
+    return result;
+}
+
 int
 forward_loaded(const struct forward *forward, struct err *err)
 {

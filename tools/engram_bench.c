@@ -1,481 +1,60 @@
-/* engram-bench: runs the engine in this process, without HTTP, and says how fast it is.
- *
- *   engram-bench serve [--config FILE] [--set SECTION.KEY=VALUE]... [--tokens N] [--prompt-tokens
- * N]
- *                      [--streams N] [--rounds N] [--text FILE]
- *
- * Serves prompts cut from a text with three placements of the N-gram tables, taking turns round by
- * round: all hot, as configured, all on disk. One stream decodes one prompt after the other. Each
- * round has prompts and seeds of its own, so that the stores meet N-grams they have not seen, as in
- * life; only "all hot" runs each round once before it counts. Prints medians over rounds and the
- * ratio to all hot of the same round.    */
-#include <getopt.h>
-#include <poll.h>
-#include <stdatomic.h>
+/* engram-bench: times the engine in this process, without HTTP: which command, then its own file. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/byte_size.h"
-#include "base/check.h"
-#include "base/clock.h"
 #include "base/log.h"
-#include "conf/conf.h"
-#include "daemon/serving.h"
+#include "tools/bench.h"
 
-enum { MAX_ROUNDS = 100, MAX_STREAMS = 1024, MAX_SAMPLES = 1 << 20 };
-
-struct options {
-    int tokens, prompt_tokens, streams, rounds, prompts;
-    const char *text;
+static const struct {
+    const char *name, *text;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    {"serve", "a checkpoint in three placements, requests through the engine", bench_serve},
+    {"decode", "decode steps of a random model, against memory bandwidth", bench_decode},
+    {"prefill", "one long prompt of a random model, against the matrix rate", bench_prefill},
 };
 
-/* Totals of the tiers that a round is charged with. */
-struct counts {
-    uint64_t hits[TIER_COUNT], reads, stall_ns;
-};
-
-/* One placement and what was measured of it. */
-struct placement {
-    const char *name;
-    struct conf *conf;
-    struct metrics *metrics;
-    struct serving *serving;
-    double tokens_per_s[MAX_ROUNDS];
-    float *ttft_ms, *itl_ms;
-    int n_ttft, n_itl;
-    uint64_t n_tokens;
-    struct counts before, sum; /* at the start of the round; of all measured rounds */
-};
-
-static int
-by_value(const void *a, const void *b)
+int
+bench_number(const char *text, int least, int most)
 {
-    float x = *(const float *)a, y = *(const float *)b;
+    char *end;
 
-    return (x > y) - (x < y);
+    errno = 0;
+    long value = strtol(text, &end, 10);
+
+    if (errno || !*text || *end || value < least || value > most) {
+        fprintf(stderr, "engram-bench: '%s' is not a number from %d to %d\n", text, least, most);
+        exit(BENCH_USAGE);
+    }
+    return (int)value;
 }
 
-static int
-by_double(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static float
-percentile(float *values, int n, double share)
-{
-    if (n == 0)
-        return 0;
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    int at = (int)(share * (n - 1) + 0.5);
-
-    return values[at];
-}
-
-static double
-median(const double *values, int n)
-{
-    double sorted[MAX_ROUNDS];
-
-    memcpy(sorted, values, (size_t)n * sizeof *values);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_double);
-    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
-}
-
-struct prompts {
-    int32_t *ids;
-    int64_t n_ids;
-};
-
-static void
-fail(const char *what, const struct err *err)
+void
+bench_fail(const char *what, const struct err *err)
 {
     fprintf(stderr, "engram-bench: %s: %s\n", what, err->text);
     exit(1);
 }
 
-static void
-read_prompts(const struct options *o, const struct serving *serving, struct prompts *ret_prompts)
-{
-    struct err err = ERR_INIT;
-    FILE *file = fopen(o->text, "re");
-    static char text[4 << 20];
-
-    if (file == NULL) {
-        fprintf(stderr, "engram-bench: cannot open %s\n", o->text);
-        exit(1);
-    }
-    size_t size = fread(text, 1, sizeof text, file);
-
-    fclose(file);
-    ret_prompts->n_ids =
-        tokenizer_encode(serving->tokenizer, text, size, 0, &ret_prompts->ids, &err);
-    if (ret_prompts->n_ids < 0)
-        fail("cannot tokenise", &err);
-    if (ret_prompts->n_ids < (int64_t)o->prompt_tokens * o->prompts * (o->rounds + 1)) {
-        fprintf(stderr, "engram-bench: %s has %lld tokens; %d prompts of %d need more\n", o->text,
-                (long long)ret_prompts->n_ids, o->prompts * (o->rounds + 1), o->prompt_tokens);
-        exit(1);
-    }
-}
-
-struct stream {
-    struct job *job;
-    uint64_t last_ns;
-};
-
-/* Prompt i of all rounds: cut at even distances from the text. */
-static struct job *
-make_job(const struct options *o, const struct prompts *p, int i)
-{
-    struct job *job = calloc(1, sizeof *job);
-
-    ASSERT(job);
-    job->prompt = malloc((size_t)o->prompt_tokens * sizeof *job->prompt);
-    ASSERT(job->prompt);
-    memcpy(job->prompt, p->ids + p->n_ids / (o->prompts * (o->rounds + 1)) * i,
-           (size_t)o->prompt_tokens * sizeof *job->prompt);
-    job->n_prompt = o->prompt_tokens;
-    job->n_choices = 1;
-    job->max_tokens = o->tokens;
-    job->params = (struct sample_params){
-        .temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1, .forced = -1};
-    job->seed[0] = (uint64_t)i;
-    job->received_ns = clock_now_ns();
-    return job;
-}
-
-static void
-submit(struct placement *p, const struct options *o, const struct prompts *prompts, int i)
-{
-    struct job *job = make_job(o, prompts, i);
-    int32_t *ids = p->serving->compressed ? malloc((size_t)job->n_prompt * sizeof *ids) : NULL;
-
-    for (int k = 0; ids && k < job->n_prompt; k++)
-        ids[k] = p->serving->compressed[job->prompt[k]];
-    if (ids)
-        resolver_prefetch(p->serving->resolver, ids, job->n_prompt);
-    free(ids);
-    int status = engine_submit(p->serving->engine, job);
-
-    ASSERT(status == 0);
-}
-
-/* Serves a round's prompts; returns tokens per second of decoding and prefill together. Round 0 is
- * the warm-up. */
-static double
-run_round(struct placement *p, const struct options *o, const struct prompts *prompts, int round,
-          bool measure)
-{
-    struct engine *engine = p->serving->engine;
-    struct pollfd readable = {.fd = engine_fd(engine), .events = POLLIN};
-    uint64_t begin = clock_now_ns(), tokens = 0;
-    int first_prompt = round * o->prompts, next = 0, ended = 0;
-
-    while (next < o->streams && next < o->prompts)
-        submit(p, o, prompts, first_prompt + next++);
-    while (ended < o->prompts) {
-        struct job_block *block;
-        uint64_t wakes;
-
-        poll(&readable, 1, 1000);
-        if (read(readable.fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN)
-            abort();
-        while ((block = engine_collect(engine)) != NULL) {
-            uint64_t now = clock_now_ns();
-
-            for (int i = 0; i < block->n_events; i++) {
-                struct job *job = block->event[i].job;
-
-                if (block->event[i].kind == JOB_ENDED) {
-                    if (block->event[i].error) {
-                        fprintf(stderr, "engram-bench: %s\n", block->event[i].error_text);
-                        exit(1);
-                    }
-                    job_free(job);
-                    ended++;
-                    if (next < o->prompts)
-                        submit(p, o, prompts, first_prompt + next++);
-                    continue;
-                }
-                tokens++;
-                bool first = job->owner == NULL;
-                double ms =
-                    (double)(now - (first ? job->received_ns : (uint64_t)(uintptr_t)job->owner)) *
-                    1e-6;
-
-                job->owner = (void *)(uintptr_t)now; /* time of the last token */
-                if (measure && first && p->n_ttft < MAX_SAMPLES)
-                    p->ttft_ms[p->n_ttft++] = (float)ms;
-                if (measure && !first && p->n_itl < MAX_SAMPLES)
-                    p->itl_ms[p->n_itl++] = (float)ms;
-            }
-            engine_recycle(engine, block);
-        }
-    }
-    if (measure)
-        p->n_tokens += tokens;
-    return (double)tokens / ((double)(clock_now_ns() - begin) * 1e-9);
-}
-
-static void
-set(struct conf *conf, const char *assignment)
-{
-    struct err err = ERR_INIT;
-
-    if (conf_set(conf, assignment, &err) < 0)
-        fail(assignment, &err);
-}
-
-static struct conf *
-read_conf(const char *config, char *const *sets, int n_sets)
-{
-    struct conf *conf;
-    struct err err = ERR_INIT;
-    struct buf mistakes = {0};
-
-    if (conf_new(&conf, &err) < 0 || (config && conf_read_file(conf, config, &mistakes, &err) < 0))
-        fail("configuration", &err);
-    for (int i = 0; i < n_sets; i++)
-        set(conf, sets[i]);
-    (void)conf_check(conf, &mistakes);
-    if (mistakes.size_bytes) {
-        fprintf(stderr, "%.*s", (int)mistakes.size_bytes, mistakes.data);
-        exit(78);
-    }
-    return conf;
-}
-
-static void
-load(struct placement *p)
-{
-    struct serving_hooks hooks = {0};
-    struct err err = ERR_INIT;
-
-    p->metrics = metrics_new();
-    p->ttft_ms = malloc(MAX_SAMPLES * sizeof *p->ttft_ms);
-    p->itl_ms = malloc(MAX_SAMPLES * sizeof *p->itl_ms);
-    ASSERT(p->metrics && p->ttft_ms && p->itl_ms);
-    if (serving_load(&p->serving, p->conf, p->metrics, &hooks, &err) < 0)
-        fail(p->name, &err);
-}
-
-static uint64_t
-stalls(const struct placement *p)
-{
-    double sum = 0;
-
-    for (int t = 0; t < p->serving->config.shape.engram.n_layers; t++)
-        sum += metrics_read(p->metrics, METRIC_ID_stall_nanoseconds_total, t);
-    return (uint64_t)sum;
-}
-
-static void
-take_counts(const struct placement *p, struct counts *ret_counts)
-{
-    struct tiers_stats stats = {0};
-
-    *ret_counts = (struct counts){.stall_ns = stalls(p)};
-    if (p->serving->resolver == NULL)
-        return;
-    resolver_stats(p->serving->resolver, &stats);
-    ret_counts->reads = stats.nvme.reads;
-    for (int tier = 0; tier < TIER_COUNT; tier++)
-        for (int t = 0; t < stats.n_tables; t++)
-            for (int o = 0; o < stats.n_orders; o++)
-                ret_counts->hits[tier] += stats.tier[tier].set[t][o].hits;
-}
-
-static void
-begin_counting(struct placement *p)
-{
-    take_counts(p, &p->before);
-}
-
-/* Adds what happened since begin_counting. */
-static void
-end_counting(struct placement *p)
-{
-    struct counts now;
-
-    take_counts(p, &now);
-    p->sum.stall_ns += now.stall_ns - p->before.stall_ns;
-    p->sum.reads += now.reads - p->before.reads;
-    for (int tier = 0; tier < TIER_COUNT; tier++)
-        p->sum.hits[tier] += now.hits[tier] - p->before.hits[tier];
-}
-
-static double
-share(const struct placement *p, int tier)
-{
-    uint64_t all = p->sum.hits[TIER_HBM] + p->sum.hits[TIER_RAM] + p->sum.hits[TIER_NVME];
-
-    return all ? 100.0 * (double)p->sum.hits[tier] / (double)all : 0;
-}
-
-static void
-print_table(struct placement *placements, int n, const struct options *o)
-{
-    printf("%-11s %9s %7s %8s %8s %8s %8s %6s %6s %6s %9s %9s\n", "placement", "tokens/s", "of hot",
-           "ttft p50", "ttft p99", "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "reads/tok",
-           "stall/tok");
-    for (int i = 0; i < n; i++) {
-        struct placement *p = &placements[i];
-        double ratio[MAX_ROUNDS];
-
-        for (int r = 0; r < o->rounds; r++)
-            ratio[r] = p->tokens_per_s[r] / placements[0].tokens_per_s[r];
-        printf(
-            "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f %7.1fus\n",
-            p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
-            (double)percentile(p->ttft_ms, p->n_ttft, 0.5),
-            (double)percentile(p->ttft_ms, p->n_ttft, 0.99),
-            (double)percentile(p->itl_ms, p->n_itl, 0.5),
-            (double)percentile(p->itl_ms, p->n_itl, 0.99), share(p, TIER_HBM), share(p, TIER_RAM),
-            share(p, TIER_NVME), (double)p->sum.reads / (double)p->n_tokens,
-            (double)p->sum.stall_ns * 1e-3 / (double)p->n_tokens);
-    }
-}
-
 static int
-serve(const char *config, char *const *sets, int n_sets, const struct options *o)
+usage(FILE *out, int status)
 {
-    static struct placement placements[3];
-    static const char *const names[] = {"all-hot", "configured", "nvme-only"};
-    struct prompts prompts;
-    char size[64];
-
-    for (int i = 0; i < 3; i++) {
-        placements[i].name = names[i];
-        placements[i].conf = read_conf(config, sets, n_sets);
-    }
-    set(placements[0].conf, "tier.ram.size=0B");
-    set(placements[2].conf, "tier.ram.size=0B");
-    set(placements[2].conf, "tier.hbm.size=0B");
-    load(&placements[1]);
-    snprintf(size, sizeof size, "tier.hbm.size=%lluB",
-             (unsigned long long)(2 * placements[1].serving->table_bytes + (64 << 20)));
-    set(placements[0].conf, size);
-    load(&placements[0]);
-    load(&placements[2]);
-    read_prompts(o, placements[1].serving, &prompts);
-
-    const struct serving *s = placements[1].serving;
-    char hbm[32], ram[32], tables[32], weights[32];
-
-    printf("model %s: weights %s, tables %s; configured: hbm %s, ram %s; %s; %d prompts of %d "
-           "tokens, %d generated, %d streams, %d rounds\n",
-           s->name, byte_size_format(s->weight_bytes, weights, sizeof weights),
-           byte_size_format(s->table_bytes, tables, sizeof tables),
-           byte_size_format(s->conf->tier_hbm_size, hbm, sizeof hbm),
-           byte_size_format(s->conf->tier_ram_size, ram, sizeof ram), s->conf->device, o->prompts,
-           o->prompt_tokens, o->tokens, o->streams, o->rounds);
-    for (int i = 0; i < 3; i++)
-        run_round(&placements[i], o, &prompts, 0, false);
-    for (int r = 1; r <= o->rounds; r++)
-        for (int i = 0; i < 3; i++) {
-            if (i == 0)
-                run_round(&placements[i], o, &prompts, r, false);
-            begin_counting(&placements[i]);
-            placements[i].tokens_per_s[r - 1] = run_round(&placements[i], o, &prompts, r, true);
-            end_counting(&placements[i]);
-        }
-    print_table(placements, 3, o);
-    free(prompts.ids);
-    for (int i = 0; i < 3; i++) {
-        serving_free(placements[i].serving);
-        metrics_free(placements[i].metrics);
-        conf_free(placements[i].conf);
-        free(placements[i].ttft_ms);
-        free(placements[i].itl_ms);
-    }
-    return 0;
-}
-
-static void
-usage(FILE *out)
-{
-    fputs("Usage: engram-bench serve [--config FILE] [--set SECTION.KEY=VALUE]... [--tokens N]\n"
-          "                          [--prompt-tokens N] [--prompts N] [--streams N] [--rounds N]\n"
-          "                          [--text FILE]\n",
-          out);
-}
-
-static int
-number(const char *text, int most)
-{
-    char *end;
-    long value = strtol(text, &end, 10);
-
-    if (*end || value < 1 || value > most) {
-        fprintf(stderr, "engram-bench: '%s' is not a number from 1 to %d\n", text, most);
-        exit(64);
-    }
-    return (int)value;
+    fputs("Usage: engram-bench COMMAND [OPTION]...; engram-bench COMMAND --help\n", out);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].text);
+    return status;
 }
 
 int
 main(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"config", 1, NULL, 'c'},  {"set", 1, NULL, 's'},
-        {"tokens", 1, NULL, 't'},  {"prompt-tokens", 1, NULL, 'p'},
-        {"prompts", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
-        {"rounds", 1, NULL, 'r'},  {"text", 1, NULL, 'f'},
-        {"help", 0, NULL, 'h'},    {0}};
-    struct options o = {.tokens = 128,
-                        .prompt_tokens = 32,
-                        .streams = 1,
-                        .rounds = 5,
-                        .prompts = 8,
-                        .text = "tests/bench/prose.txt"};
-    const char *config = "conf/demo.conf";
-    char *sets[64];
-    int n_sets = 0;
-
-    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;)
-        switch (c) {
-        case 'c':
-            config = optarg;
-            break;
-        case 's':
-            if (n_sets == 64)
-                return 64;
-            sets[n_sets++] = optarg;
-            break;
-        case 't':
-            o.tokens = number(optarg, 100000);
-            break;
-        case 'p':
-            o.prompt_tokens = number(optarg, 100000);
-            break;
-        case 'n':
-            o.prompts = number(optarg, 10000);
-            break;
-        case 'S':
-            o.streams = number(optarg, MAX_STREAMS);
-            break;
-        case 'r':
-            o.rounds = number(optarg, MAX_ROUNDS);
-            break;
-        case 'f':
-            o.text = optarg;
-            break;
-        case 'h':
-            usage(stdout);
-            return 0;
-        default:
-            usage(stderr);
-            return 64;
-        }
-    if (optind + 1 != argc || strcmp(argv[optind], "serve") != 0) {
-        usage(stderr);
-        return 64;
-    }
     log_open(LOG_LEVEL_ERROR);
-    return serve(config, sets, n_sets, &o);
+    if (argc > 1 && strcmp(argv[1], "--help") == 0)
+        return usage(stdout, 0);
+    for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    return usage(stderr, BENCH_USAGE);
 }

@@ -1,0 +1,47 @@
+/* bench: what the commands of engram-bench share. A command prints one table or, with --json, one
+ * object a line, and returns the exit code. */
+#ifndef TOOLS_BENCH_H
+#define TOOLS_BENCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/shape.h"
+#include "gpu/forward.h"
+
+enum { BENCH_USAGE = 64 };
+
+int bench_serve(int argc, char **argv);
+int bench_decode(int argc, char **argv);
+int bench_prefill(int argc, char **argv);
+
+/* A number from least to most, or exit 64 with a message. */
+int bench_number(const char *text, int least, int most);
+void bench_fail(const char *what, const struct err *err) __attribute__((noreturn));
+
+/* Backbones by name: qwen3-0.6b, qwen3-4b, qwen3-8b (their config.json) and tiny, for tests. -EINVAL
+ * names those there are. */
+int bench_shape(const char *name, struct model_shape *ret_shape, struct err *err);
+
+/* Bytes of the weights a decode step reads, whatever its rows: all but the embedding, of which it
+ * reads a row each; with tied embeddings the table is the head, and counts. */
+uint64_t bench_weight_bytes(const struct model_shape *shape);
+/* Bytes of keys and values of one token of all layers, BF16. */
+uint64_t bench_kv_bytes(const struct model_shape *shape);
+/* Multiply-adds times two of a token's products with weights, without the head. */
+double bench_token_flop(const struct model_shape *shape);
+
+/* "cpu", "cuda:N" or "auto". */
+int bench_device(const char *name, struct device **ret_device, struct err *err);
+const char *bench_device_text(const struct device *device);
+
+/* The limits of the device, measured now; zeros where nobody can measure them. */
+struct bench_limits {
+    double read_bytes_per_s, bf16_flop_per_s, to_device_bytes_per_s;
+};
+int bench_limits(struct device *device, struct bench_limits *ret_limits, struct err *err);
+
+double bench_median(double *values, int n); /* sorts */
+
+#endif
