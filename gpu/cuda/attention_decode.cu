@@ -1,6 +1,6 @@
 /* attention_decode: one query row per sequence against its KV cache, as fast as memory gives it.
  *
- * A block takes one piece (CUDA_SPLIT_TOKENS positions) of one row and all query heads of one KV head,
+ * A block takes one piece (up to CUDA_SPLIT_TOKENS positions) of one row and all query heads of one KV head,
  * so that a key is read from memory once. Each of its 8 warps holds 2 groups of 16 keys, and nothing is
  * a loop: ask for the keys of both groups; products; ask for the values in the registers that the keys
  * leave; agree on the maximum of the piece; weigh. Half of what a warp has to read is under way at any
@@ -35,6 +35,7 @@ struct decode_args {
     int heads, group; /* query heads, those of a KV head */
     int chunks;       /* blocks that a group of heads is cut into */
     int units;        /* blocks of a piece */
+    int split;        /* positions of a piece */
     float scale_log2;
     int32_t *counters;
     float2 *summaries;
@@ -57,7 +58,7 @@ static size_t
 max_pieces(const struct device_limits *limits)
 {
     return (size_t)limits->max_sequences +
-           (size_t)limits->max_step_pages * (size_t)limits->page_tokens / CUDA_SPLIT_TOKENS;
+           (size_t)limits->max_step_pages * (size_t)limits->page_tokens / CUDA_SPLIT_TOKENS_ALONE;
 }
 
 size_t
@@ -236,8 +237,8 @@ __launch_bounds__(DECODE_THREADS, D *TILES <= 128 ? 2 : 1) attention_decode(stru
     struct cuda_piece piece = a.pieces[slot];
     if (piece.row < 0)
         return;
-    int first_key = piece.index * CUDA_SPLIT_TOKENS, last_key = piece.n_keys - 1;
-    int n_groups = min((last_key - first_key) / KEY_GROUP + 1, CUDA_SPLIT_TOKENS / KEY_GROUP);
+    int first_key = piece.index * a.split, last_key = piece.n_keys - 1;
+    int n_groups = min((last_key - first_key) / KEY_GROUP + 1, a.split / KEY_GROUP);
     int n_warps = min(n_groups, (int)DECODE_WARPS); /* that have any */
     int64_t head_offset = (int64_t)kv_head * a.keys.head_stride;
     int group[DECODE_GROUPS];
@@ -375,7 +376,6 @@ __launch_bounds__(DECODE_THREADS, D *TILES <= 128 ? 2 : 1) attention_decode(stru
                 mma_bf16(o[m][n], x, p[i][n][0], p[i][n][1]);
         }
     }
-    dependency_launch();
     /* Product m has dimensions m / 4 * 64 + 8 g + m % 4 * 2 and the next; heads 2t, 2t + 1. */
     if (active[0]) {
 #pragma unroll
@@ -394,7 +394,7 @@ __launch_bounds__(DECODE_THREADS, D *TILES <= 128 ? 2 : 1) attention_decode(stru
     }
     __syncthreads();
 
-    int n_pieces = (piece.n_keys + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
+    int n_pieces = cuda_pieces(piece.n_keys, a.split);
     for (int e = (int)threadIdx.x; e < n_heads * (D / 4); e += DECODE_THREADS) {
         int head = e / (D / 4), d = e % (D / 4) * 4;
         float4 x = *(const float4 *)(sums + head * STRIDE + d);
@@ -437,9 +437,9 @@ __launch_bounds__(DECODE_THREADS) attention_decode_any(struct decode_args a, int
     struct cuda_piece piece = a.pieces[slot];
     if (piece.row < 0)
         return;
-    int first_key = piece.index * CUDA_SPLIT_TOKENS;
-    int n_keys = min(piece.n_keys - first_key, (int)CUDA_SPLIT_TOKENS);
-    int n_pieces = (piece.n_keys + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
+    int first_key = piece.index * a.split;
+    int n_keys = min(piece.n_keys - first_key, a.split);
+    int n_pieces = cuda_pieces(piece.n_keys, a.split);
     const __nv_bfloat16 *base = a.keys.k + (int64_t)(head / a.group) * a.keys.head_stride;
     const __nv_bfloat16 *q = a.q + ((int64_t)piece.row * a.heads + head) * dim;
     float top = -INFINITY, sum = 0;
@@ -472,7 +472,6 @@ __launch_bounds__(DECODE_THREADS) attention_decode_any(struct decode_args a, int
         sum += weight[i];
     for (int lanes = 16; lanes > 0; lanes /= 2)
         sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-    dependency_launch();
 
     size_t at = (size_t)slot * a.heads + head;
     for (int d = (int)threadIdx.x; d < dim; d += DECODE_THREADS) {
@@ -528,6 +527,7 @@ cuda_attention_decode(struct cuda_device *dev, void *out, const void *q, const s
         .pieces = dev->pieces,
         .heads = shape->heads,
         .group = shape->heads / shape->kv_heads,
+        .split = dev->split_tokens,
         .scale_log2 = attention_scale_log2(shape->head_dim),
         .counters = (int32_t *)partial,
         .summaries = (float2 *)(partial + counters_bytes(dev->limits.max_sequences, shape->heads)),

@@ -294,7 +294,6 @@ __global__ void __launch_bounds__(32 * prefill_warps(M_TILES), BLOCKS)
             attend_block<D, M_TILES, KEYS, true>(o, top, sum, q, k + as_b, k + PART + as_a,
                                                  first + g - begin - 2 * t, a.scale_log2);
     }
-    dependency_launch();
     if (!active)
         return;
 
@@ -402,7 +401,6 @@ __global__ void __launch_bounds__(32 * ANY_ROWS)
                 }
         }
     }
-    dependency_launch();
     if (warp >= n_rows)
         return;
     for (int lanes = 16; lanes > 0; lanes /= 2)

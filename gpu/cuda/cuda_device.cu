@@ -169,6 +169,7 @@ open_parts(struct cuda_device *cuda, struct err *err)
     cuda->sm_count = prop.multiProcessorCount;
     cuda->compute_capability = prop.major * 10 + prop.minor;
     cuda->l2_bytes = (size_t)prop.l2CacheSize;
+    cuda->block_shared_bytes = prop.sharedMemPerBlockOptin - 1024;
     snprintf(cuda->text, sizeof cuda->text, "%s, compute %d.%d, %d SMs, %.1f GiB", prop.name,
              prop.major, prop.minor, prop.multiProcessorCount,
              (double)prop.totalGlobalMem / (1 << 30));

@@ -50,13 +50,14 @@ struct cuda_tile {
     int32_t seq, first_row, n_rows, unused;
 };
 
-/* Decode attention: a sequence's positions are cut into pieces of this many, from 0 on, whatever
- * else is in the batch. Pieces are combined in rising order. */
-enum { CUDA_SPLIT_TOKENS = 256 };
+/* Decode attention: a sequence's positions are cut into pieces of CUDA_SPLIT_TOKENS, from 0 on, or, where a
+ * step decodes a single row and the machine is otherwise idle, of CUDA_SPLIT_TOKENS_ALONE. Pieces are
+ * combined in rising order. */
+enum { CUDA_SPLIT_TOKENS = 256, CUDA_SPLIT_TOKENS_ALONE = 128 };
 
-/* One such piece: positions index * CUDA_SPLIT_TOKENS and on of decoding row `row`. The pieces of a row
+/* One such piece: positions index * split_tokens and on of decoding row `row`. The pieces of a row
  * follow each other in rising order, rows rise too; behind the last come pieces of no row, up to the
- * size of the grid. A step has at most max_sequences + max_step_pages * page_tokens / CUDA_SPLIT_TOKENS. */
+ * size of the grid. A step has at most max_sequences + max_step_pages * page_tokens / CUDA_SPLIT_TOKENS_ALONE. */
 struct cuda_piece {
     const int32_t *pages; /* device: of the row's sequence, as in batch_seq */
     int32_t row;          /* -1: a piece of no row */
@@ -64,10 +65,10 @@ struct cuda_piece {
     int32_t n_keys;       /* of the row: context + 1 */
     int32_t unused;
 };
-static inline int32_t
-cuda_pieces(int32_t n_keys)
+__host__ __device__ static inline int32_t
+cuda_pieces(int32_t n_keys, int split)
 {
-    return (n_keys + CUDA_SPLIT_TOKENS - 1) / CUDA_SPLIT_TOKENS;
+    return (n_keys + split - 1) / split;
 }
 
 struct cuda_steps;  /* step.cu: pinned copies, graphs */
@@ -78,6 +79,7 @@ struct cuda_device {
     struct device device;                      /* first: a struct device is cast back */
     int ordinal, sm_count, compute_capability; /* 90: 9.0 */
     size_t l2_bytes;
+    size_t block_shared_bytes; /* dynamic shared memory one block can have; 1 KiB is left for static */
     char text[384]; /* for logs */
     cudaStream_t stream;
     struct cuda_steps *steps;
@@ -94,6 +96,7 @@ struct cuda_device {
     const struct cuda_tile *tiles; /* device, [n_tiles]: prefill rows; longest context first */
     int n_tiles;
     const struct cuda_piece *pieces; /* device, [n_pieces]: decode rows */
+    int split_tokens; /* positions of a piece */
     int n_pieces; /* with those of no row: rounded up, so that few sizes of a graph are needed */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take

@@ -155,7 +155,6 @@ __launch_bounds__(MOST_THREADS) gate_kernel(const struct fuse_args a)
     float4 sum = make_float4(0, 0, 0, 0); /* key^2, x^2, key w1 x w2, value^2 */
 
     dependency_wait();
-    dependency_launch();
     int32_t n_seq = a.row_seq[row];
     if (n_seq < 0 || a.seq[n_seq].engram_off)
         return;
@@ -235,7 +234,6 @@ __launch_bounds__(CONVOLVE_THREADS) convolve_kernel(const struct fuse_args a)
     float sum[N] = {};
 
     dependency_wait();
-    dependency_launch();
     int row = a.n_decode + (int)blockIdx.y;
     for (; row < a.n_rows; row += (int)gridDim.y) {
         int32_t n_seq = a.row_seq[row];
@@ -358,7 +356,6 @@ __launch_bounds__(KEEP_THREADS) keep_kernel(const struct keep_args a)
     int block = (int)blockIdx.x, n_seq, row = block;
 
     dependency_wait();
-    dependency_launch();
     if (a.block->status != 0)
         return;
     if (block < a.n_decode) {

@@ -58,7 +58,6 @@ wait_copy_kernel(struct cuda_block *block, int index, int orders, struct bundle_
     __shared__ bool shared_ready;
 
     dependency_wait();
-    dependency_launch();
     if (threadIdx.x == 0)
         shared_ready = wait_flag(block, index);
     __syncthreads();
@@ -84,7 +83,6 @@ __global__ static void
 wait_kernel(struct cuda_block *block, int index)
 {
     dependency_wait();
-    dependency_launch();
     (void)wait_flag(block, index);
 }
 
@@ -93,7 +91,6 @@ copy_addresses_kernel(const struct cuda_block *block, int index, int orders,
                       struct bundle_address *address, uint64_t *mix)
 {
     dependency_wait();
-    dependency_launch();
     bool ready = block->status == 0;
     const struct bundle_address *from = block->engram[index].address;
     const uint64_t *from_mix = block->engram[index].mix;
@@ -375,7 +372,6 @@ __launch_bounds__(GATHER_WARPS * 32, GATHER_BLOCKS_PER_SM)
     size_t weight_bytes = (size_t)a.n_units * 16;
 
     dependency_wait();
-    dependency_launch();
     for (uint32_t item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; item < n_items;
          item += n_warps) {
         uint32_t n_cell = a.parts == 1 ? item : item / a.parts;
@@ -473,7 +469,6 @@ __launch_bounds__(GATHER_WARPS * 32) gather_any_kernel(const __grid_constant__ s
     int width = a.heads * a.head_dim;
 
     dependency_wait();
-    dependency_launch();
     for (uint32_t n_cell = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; n_cell < a.n_cells;
          n_cell += n_warps) {
         __nv_bfloat16 *out = a.out + (size_t)n_cell * (size_t)width;

@@ -8,50 +8,6 @@
 
 #include "gpu/cuda/cuda_state.h"
 
-#ifdef ENGRAM_EMULATED
-
-struct cuda_gemms {
-    int unused;
-};
-
-int
-cuda_gemms_new(struct cuda_gemms **ret_gemms, struct cuda_device *cuda)
-{
-    *ret_gemms = (struct cuda_gemms *)calloc(1, sizeof **ret_gemms);
-    return *ret_gemms ? 0 : -ENOMEM;
-}
-
-struct cuda_gemms *
-cuda_gemms_free(struct cuda_gemms *gemms)
-{
-    free(gemms);
-    return NULL;
-}
-
-int
-cuda_gemm(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32_out, bool accumulate,
-          const void *x, const void *w, int64_t m, int64_t n, int64_t k)
-{
-    const __nv_bfloat16 *a = (const __nv_bfloat16 *)x, *b = (const __nv_bfloat16 *)w;
-
-    for (int64_t r = 0; r < m; r++)
-        for (int64_t c = 0; c < n; c++) {
-            float sum = 0;
-
-            for (int64_t i = 0; i < k; i++)
-                sum += __bfloat162float(a[r * k + i]) * __bfloat162float(b[c * k + i]);
-            if (f32_out) {
-                float *to = (float *)out + r * ld_out + c;
-                *to = accumulate ? *to + sum : sum;
-            } else {
-                __nv_bfloat16 *to = (__nv_bfloat16 *)out + r * ld_out + c;
-                *to = __float2bfloat16(accumulate ? __bfloat162float(*to) + sum : sum);
-            }
-        }
-    return 0;
-}
-
-#else
 
 #include <cublasLt.h>
 
@@ -228,4 +184,3 @@ cuda_gemm(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32_out, boo
                : -EIO;
 }
 
-#endif

@@ -195,7 +195,6 @@ __launch_bounds__(QKV_THREADS) qkv_finish(struct qkv_args a)
             }
         }
     }
-    dependency_launch();
 }
 
 /* The same for any even head_dim: a warp a head. */

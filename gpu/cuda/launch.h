@@ -1,23 +1,17 @@
 /* launch: how a kernel is started, and what every kernel does first.
  *
  * Kernels of a step follow each other by programmatic dependent launch: the next one's blocks may
- * start while the last ones of this one run, so
+ * start while this one runs, so every kernel calls dependency_wait() in every thread before it reads or
+ * writes anything that an earlier kernel of the stream wrote or reads. Only loads of weights (which no
+ * kernel writes) may come before it: they then overlap the kernel before, and fill the memory's time
+ * between the two.
  *
- *   - every kernel calls dependency_wait() in every thread before it reads or writes anything that
- *     an earlier kernel of the stream wrote or reads. Only loads of weights (which no kernel writes)
- *     may come before it: they then overlap the end of the kernel before.
- *   - dependency_launch() may be called once a block's remaining work is short; without it the
- *     next kernel starts when this one ends.
- *
- * The same sources can be compiled as plain C++ against an emulator that runs every thread of a block
- * as a fibre (ENGRAM_EMULATED names its header): hence LAUNCH in place of <<<>>>, DYNAMIC_SHARED in place of an extern array, and
- * instructions without a C++ form (mma, ldmatrix, cp.async) only behind the functions of mma.h. */
+ * dependency_wait() lets the next kernel in once it has waited itself. dependency_launch() before it
+ * does so earlier, which only pays for kernels that fill the machine evenly: blocks that come in
+ * while some multiprocessors are taken and others are not are dealt unevenly, and the step is slower
+ * (docs/measurements.md). */
 #ifndef GPU_CUDA_LAUNCH_H
 #define GPU_CUDA_LAUNCH_H
-
-#ifdef ENGRAM_EMULATED
-#include ENGRAM_EMULATED /* the emulator's header, in quotes */
-#else
 
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -27,17 +21,18 @@
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
 
 __device__ static inline void
-dependency_wait(void)
+dependency_launch(void)
 {
 #if __CUDA_ARCH__ >= 900
-    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 
 __device__ static inline void
-dependency_launch(void)
+dependency_wait(void)
 {
 #if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
     cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
@@ -74,5 +69,4 @@ launch_kernel(bool dependent, void (*kernel)(Params...), dim3 grid, dim3 block, 
     cuda_launch_status(                                                                            \
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 
-#endif /* ENGRAM_EMULATED */
 #endif

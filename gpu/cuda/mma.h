@@ -16,11 +16,7 @@
 #include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/launch.h"
 
-#ifdef ENGRAM_EMULATED
-typedef uintptr_t shared_address;
-#else
 typedef uint32_t shared_address; /* within the shared window: one register, immediate offsets */
-#endif
 
 /* The lower, or upper, halves of two registers as one register: one PRMT. */
 __device__ static inline uint32_t
@@ -35,7 +31,6 @@ high_halves(uint32_t first, uint32_t second)
     return (first >> 16) | (second & 0xffff0000u);
 }
 
-#ifndef ENGRAM_EMULATED
 
 __device__ static inline shared_address
 shared_address_of(const void *pointer)
@@ -80,6 +75,15 @@ transpose_8x8(uint32_t pair)
 
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
     return result;
+}
+
+/* As cp_async_16, but zeros where wanted is false; `from` stays an address that may be read. */
+__device__ static inline void
+cp_async_16_or_zero(shared_address to, const void *from, bool wanted)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(wanted ? 16 : 0)
+                 : "memory");
 }
 
 /* 16 bytes, both sides aligned to 16. Complete after cp_async_wait, for other threads after a barrier
@@ -130,95 +134,4 @@ fast_exp2(float x)
     return y;
 }
 
-#else /* ENGRAM_EMULATED: the same, by exchange between the lanes */
-
-static inline shared_address
-shared_address_of(const void *pointer)
-{
-    return (uintptr_t)pointer;
-}
-
-static inline void
-mma_bf16(float *d, const uint32_t *a, uint32_t b0, uint32_t b1)
-{
-    struct operands {
-        uint32_t a[4], b[2];
-    } own = {{a[0], a[1], a[2], a[3]}, {b0, b1}}, all[32];
-    int g = emulator_lane() / 4, t = emulator_lane() % 4;
-
-    emulator_warp_exchange(&own, sizeof own, all);
-    for (int i = 0; i < 4; i++) {
-        int row = i / 2, column = 2 * t + i % 2;
-        for (int k = 0; k < 16; k++) {
-            uint32_t x = all[4 * g + k % 8 / 2].a[row + k / 8 * 2];
-            uint32_t y = all[4 * column + k % 8 / 2].b[k / 8];
-            d[i] += k % 2 ? high_bf16(x) * high_bf16(y) : low_bf16(x) * low_bf16(y);
-        }
-    }
-}
-
-static inline void
-ldmatrix_x4(uint32_t *r, shared_address row)
-{
-    shared_address all[32];
-    int g = emulator_lane() / 4, t = emulator_lane() % 4;
-
-    emulator_warp_exchange(&row, sizeof row, all);
-    for (int i = 0; i < 4; i++)
-        memcpy(&r[i], (const char *)all[8 * i + g] + 4 * t, sizeof r[i]);
-}
-
-static inline void
-ldmatrix_x4_trans(uint32_t *r, shared_address row)
-{
-    shared_address all[32];
-    int g = emulator_lane() / 4, t = emulator_lane() % 4;
-
-    emulator_warp_exchange(&row, sizeof row, all);
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++)
-            memcpy((char *)&r[i] + 2 * j, (const char *)all[8 * i + 2 * t + j] + 2 * g, 2);
-}
-
-static inline uint32_t
-transpose_8x8(uint32_t pair)
-{
-    uint32_t all[32];
-    int g = emulator_lane() / 4, t = emulator_lane() % 4;
-
-    emulator_warp_exchange(&pair, sizeof pair, all);
-    uint32_t first = all[4 * (2 * t) + g / 2], second = all[4 * (2 * t + 1) + g / 2];
-    return g % 2 ? high_halves(first, second) : low_halves(first, second);
-}
-
-static inline void
-cp_async_16(shared_address to, const void *from)
-{
-    memcpy((void *)to, __builtin_assume_aligned(from, 16), 16);
-}
-
-static inline void
-cp_async_commit(void)
-{
-}
-
-template <int PENDING>
-static inline void
-cp_async_wait(void)
-{
-}
-
-static inline uint4
-load_once_16(const void *from)
-{
-    return *(const uint4 *)from;
-}
-
-static inline float
-fast_exp2(float x)
-{
-    return exp2f(x);
-}
-
-#endif
 #endif

@@ -92,7 +92,7 @@ cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struc
 {
     struct cuda_device *cuda = cuda_of(dev);
 
-    if (cuda_gemv_fits(b->n_rows, w.cols)) {
+    if (cuda_gemv_fits(cuda, b->n_rows, w.cols)) {
         struct gemv g = {.end = accumulate ? GEMV_ADD : GEMV_BF16,
                          .out = out,
                          .ld_out = w.rows,
@@ -144,7 +144,7 @@ cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *r
     struct cuda_device *cuda = cuda_of(dev);
     __nv_bfloat16 *rows = normalised(cuda);
 
-    if (cuda_gemv_fits(n, w.cols)) {
+    if (cuda_gemv_fits(cuda, n, w.cols)) {
         struct gemv g = {.end = GEMV_F32,
                          .out = out,
                          .ld_out = w.rows,
@@ -201,7 +201,7 @@ cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_w
     int columns = w->q.rows + w->k.rows + w->v.rows, result;
     __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
 
-    if (cuda_gemv_fits(b->n_rows, s->hidden) && follows(w->q, w->k) && follows(w->k, w->v)) {
+    if (cuda_gemv_fits(cuda, b->n_rows, s->hidden) && follows(w->q, w->k) && follows(w->k, w->v)) {
         struct gemv g = {.end = GEMV_BF16,
                          .out = out,
                          .ld_out = columns,
@@ -268,7 +268,7 @@ gate_and_up(struct cuda_device *cuda, __nv_bfloat16 *out, __nv_bfloat16 *both, c
     const float *up_bias = (const float *)w->up_bias.data;
     int n = s->intermediate;
 
-    if (cuda_gemv_fits(b->n_rows, s->hidden) && follows(w->gate, w->up)) {
+    if (cuda_gemv_fits(cuda, b->n_rows, s->hidden) && follows(w->gate, w->up)) {
         struct gemv g = {.end = GEMV_SWIGLU,
                          .out = out,
                          .ld_out = n,

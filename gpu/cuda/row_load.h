@@ -12,57 +12,6 @@
 #include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/launch.h"
 
-#ifdef ENGRAM_EMULATED
-
-#include <time.h>
-
-static inline uint64_t
-load_system_acquire(const uint64_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_ACQUIRE);
-}
-
-static inline uint64_t
-load_system_u64(const uint64_t *word)
-{
-    return __atomic_load_n(word, __ATOMIC_RELAXED);
-}
-
-static inline uint4
-load_system_16(const void *from)
-{
-    uint4 v;
-
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-static inline uint4
-load_rows(const void *from)
-{
-    uint4 v;
-
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-template <typename... Params>
-static inline int
-load_kernel(void (*kernel)(Params...))
-{
-    return kernel ? 0 : -EIO;
-}
-
-static inline uint64_t
-global_timer_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-#else
 
 __device__ static inline uint64_t
 load_system_acquire(const uint64_t *word)
@@ -127,13 +76,12 @@ load_kernel(void (*kernel)(Params...))
     return cuda_launch_status(cudaFuncGetAttributes(&attributes, kernel));
 }
 
-#endif
 
 /* Two bytes of E4M3 to floats; 0x7f and 0xff are NaN. */
 __device__ static inline float2
 e4m3x2_to_float2(uint32_t two)
 {
-#if !defined ENGRAM_EMULATED && __CUDA_ARCH__ >= 890
+#if __CUDA_ARCH__ >= 890
     uint32_t halves;
     uint16_t in = (uint16_t)two;
 

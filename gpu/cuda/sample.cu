@@ -521,7 +521,6 @@ __launch_bounds__(SAMPLE_SCAN_THREADS, 5) sample_scan(const __grid_constant__ st
                                                 plan.inverse_temperature, group, copy);
     if (threadIdx.x == 0)
         part[chunk] = own;
-    dependency_launch();
     if (!sample_is_last(state, gridDim.x))
         return;
     for (int c = (int)threadIdx.x; c < a.n_chunks; c += SAMPLE_SCAN_THREADS) {

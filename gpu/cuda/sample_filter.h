@@ -571,7 +571,6 @@ __launch_bounds__(SAMPLE_FILTER_THREADS) sample_filter(const __grid_constant__ s
     }
     if ((todo & SAMPLE_FILTER) && floor != SAMPLE_NO_LIST)
         list_row(&a, r.logit, part, floor, listed, SAMPLE_LISTED, &state->n_listed);
-    dependency_launch();
     if (!sample_is_last(state, gridDim.x))
         return;
     if (todo & SAMPLE_TOPS)

@@ -72,14 +72,10 @@ struct sample_plan {
 __device__ static inline float
 sample_exp2(float x)
 {
-#ifdef ENGRAM_EMULATED
-    return exp2f(x);
-#else
     float out;
 
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
-#endif
 }
 
 /* exp((l - top) * inverse_temperature). Its argument's rounding error grows as the value shrinks, so

@@ -189,7 +189,7 @@ static size_t
 max_pieces(const struct device_limits *limits)
 {
     int64_t most = limits->max_sequences +
-                   (int64_t)limits->max_step_pages * limits->page_tokens / CUDA_SPLIT_TOKENS;
+                   (int64_t)limits->max_step_pages * limits->page_tokens / CUDA_SPLIT_TOKENS_ALONE;
 
     return (size_t)rounded_pieces(most > INT32_MAX / 4 ? INT32_MAX / 4 : (int)most);
 }
@@ -475,8 +475,9 @@ pack_pieces(struct cuda_device *cuda, struct packer *p, const struct batch *b)
     const int32_t *pages = at->pages;
     int64_t n = 0;
 
+    cuda->split_tokens = b->n_decode == 1 ? CUDA_SPLIT_TOKENS_ALONE : CUDA_SPLIT_TOKENS;
     for (int i = 0; i < b->n_decode; i++)
-        n += cuda_pieces(b->seq[i].context + 1);
+        n += cuda_pieces(b->seq[i].context + 1, cuda->split_tokens);
     if (n > (int64_t)max_pieces(&cuda->limits))
         return -EINVAL;
     cuda->pieces = at->pieces;
@@ -487,7 +488,7 @@ pack_pieces(struct cuda_device *cuda, struct packer *p, const struct batch *b)
     for (int i = 0; i < b->n_decode; i++) {
         int n_keys = b->seq[i].context + 1;
 
-        for (int k = 0; k < cuda_pieces(n_keys); k++)
+        for (int k = 0; k < cuda_pieces(n_keys, cuda->split_tokens); k++)
             piece[n++] = {pages, b->seq[i].first_row, k, n_keys, 0};
         pages += b->seq[i].n_pages;
     }
