@@ -74,7 +74,9 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     tiers->seen = calloc(TIERS_SEEN_TAGS, sizeof *tiers->seen);
     row_slice_init(&tiers->slice, engram, tiers->options.table, options->cold,
                    &options->ram_memory);
-    if (!tiers->requests || !tiers->open || !tiers->seen)
+    tiers->look_up =
+        calloc((size_t)options->max_step_rows * (size_t)tiers->n_orders, sizeof *tiers->look_up);
+    if (!tiers->requests || !tiers->open || !tiers->seen || !tiers->look_up)
         code = err_set(err, ENOMEM, "no memory for the tiers");
     if (code == 0)
         code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory, 0, err);
@@ -112,6 +114,7 @@ tiers_free(struct tiers *tiers)
     fetches_free(&tiers->fetches);
     row_slice_free(&tiers->slice);
     free(tiers->seen);
+    free(tiers->look_up);
     staging_free(&tiers->staging);
     slot_store_free(&tiers->ram);
     slot_store_free(&tiers->hbm);
