@@ -28,6 +28,16 @@ tiers_find_step(struct tiers *tiers, uint64_t step)
     return NULL;
 }
 
+static void
+give_staged(struct tiers *tiers, struct open_step *open)
+{
+    while (open->staged != NODE_NONE) {
+        uint32_t slot = open->staged;
+        open->staged = tiers->staging.next[slot];
+        staging_give(&tiers->staging, slot);
+    }
+}
+
 /* Ends a step: its HBM slots become readable (T2), or free. */
 static void
 close_step(struct tiers *tiers, struct open_step *open, bool filled)
@@ -41,6 +51,7 @@ close_step(struct tiers *tiers, struct open_step *open, bool filled)
             slot_store_drop(&tiers->hbm, at);
         at = next;
     }
+    give_staged(tiers, open);
     open->open = false;
 }
 
@@ -71,7 +82,8 @@ begin_step(struct tiers *tiers, uint64_t step)
     ASSERT(place); /* more steps in flight than tiers_new was told */
     if (place->open)
         close_step(tiers, place, false);
-    *place = (struct open_step){.open = true, .step = step, .promoted = NODE_NONE};
+    *place =
+        (struct open_step){.open = true, .step = step, .promoted = NODE_NONE, .staged = NODE_NONE};
 }
 
 void *
@@ -316,6 +328,11 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     ASSERT(request->table >= 0 && request->table < tiers->options.engram.n_layers);
     ASSERT(request->n_rows >= 0 && request->n_rows <= tiers->options.max_step_rows);
     begin_step(tiers, request->step);
+    if (tiers_is_resident(tiers, request->table)) {
+        tiers_resolve_resident(tiers, request);
+        (void)tiers_poll(tiers);
+        return;
+    }
     uint32_t number = take_request(tiers, request); /* pending 1: ours, while cells are looked up */
     struct pending_request *pending = &tiers->requests[number];
     int n = tiers_look_up_hbm(tiers, request);
@@ -456,6 +473,9 @@ end_step(struct tiers *tiers, uint64_t step, bool filled)
     tiers->any_step = true;
     if (filled && step > tiers->done_step)
         tiers->done_step = step;
+    for (int i = 0; filled && i < tiers->options.steps_in_flight; i++)
+        if (tiers->open[i].open && tiers->open[i].step < step)
+            give_staged(tiers, &tiers->open[i]);
     release_pins(tiers);
     for (uint32_t at = tiers->fetches.staged.count ? tiers->fetches.staged.first : NODE_NONE;
          at != NODE_NONE;) {
@@ -492,6 +512,8 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
     uint8_t set = (uint8_t)(table * tiers->n_orders + order - 2);
     struct slot_store *ram = &tiers->ram;
     int started = 0;
+    if (tiers_is_resident(tiers, table))
+        return 0;
     for (int i = 0; i < n; i++) {
         uint32_t hash = bundle_hash(set, mix[i]);
         if (slot_store_find(&tiers->hbm, hash, set, mix[i]) != NODE_NONE ||

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "tiering/fetch.h"
+#include "tiering/resident.h"
 #include "tiering/slot_store.h"
 #include "tiering/staging.h"
 #include "tiering/tiers.h"
@@ -36,6 +37,7 @@ struct open_step {
     bool open;
     uint64_t step;
     uint32_t promoted; /* HBM slots it is to fill: list through slot.next */
+    uint32_t staged;   /* staging slots that only it reads: list through staging.next */
 };
 
 struct tiers {
@@ -46,6 +48,7 @@ struct tiers {
     struct slot_store hbm, ram;
     struct staging staging;
     struct row_slice slice;
+    struct resident resident;
     struct fetches fetches;
     uint16_t *seen; /* [TIERS_SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a
                        second visit */
@@ -81,6 +84,9 @@ void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *lo
                     int visits);
 /* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
 int tiers_visits(struct tiers *tiers, uint32_t hash);
+
+/* tiers_resolve for a resident table, once the step has begun. */
+void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request);
 
 /* fetch_landed_fn */
 void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);
