@@ -108,6 +108,8 @@ plan_slice(struct resolver *r)
     int n = m->n_ids - m->next < PREFETCH_SLICE ? m->n_ids - m->next : PREFETCH_SLICE;
 
     for (int t = 0; t < engram->n_layers; t++) {
+        if (tiers_is_resident(r->tiers, t))
+            continue;
         for (int i = 0; i < n; i++) {
             int32_t ids[SHAPE_MAX_ORDER];
             uint64_t mix[SHAPE_MAX_ORDERS];

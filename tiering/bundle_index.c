@@ -7,19 +7,12 @@
 
 #include "base/check.h"
 
-enum { SEGMENT_SHIFT = 8, SEGMENT_HEADS = 1 << SEGMENT_SHIFT };
+enum { SEGMENT_SHIFT = BUNDLE_SEGMENT_SHIFT, SEGMENT_HEADS = BUNDLE_SEGMENT_HEADS };
 
 static uint32_t *
 head_at(const struct bundle_index *index, uint32_t bucket)
 {
     return &index->segment[bucket >> SEGMENT_SHIFT][bucket & (SEGMENT_HEADS - 1)];
-}
-
-static uint32_t
-bucket_of(const struct bundle_index *index, uint32_t hash)
-{
-    uint32_t bucket = hash & (2 * index->low_mask + 1);
-    return bucket < index->buckets ? bucket : hash & index->low_mask;
 }
 
 static struct bundle_node *
@@ -183,27 +176,12 @@ bundle_index_trim(struct bundle_index *index, uint32_t heads)
     }
 }
 
-uint32_t
-bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, uint64_t mix)
-{
-    if (index->count == 0)
-        return NODE_NONE;
-    uint32_t at = *head_at(index, bucket_of(index, hash));
-    while (at != NODE_NONE) {
-        const struct bundle_node *node = node_of(index, at);
-        if (node->mix == mix && node->set == set)
-            return at;
-        at = node->chain;
-    }
-    return NODE_NONE;
-}
-
 void
 bundle_index_insert(struct bundle_index *index, uint32_t at)
 {
     ASSERT(index->buckets > 0);
     struct bundle_node *node = node_of(index, at);
-    uint32_t *head = head_at(index, bucket_of(index, hash_of(node)));
+    uint32_t *head = bundle_index_head(index, hash_of(node));
     node->chain = *head;
     *head = at;
     index->count++;
@@ -215,35 +193,11 @@ void
 bundle_index_remove(struct bundle_index *index, uint32_t at)
 {
     struct bundle_node *node = node_of(index, at);
-    uint32_t *link = head_at(index, bucket_of(index, hash_of(node)));
+    uint32_t *link = bundle_index_head(index, hash_of(node));
     while (*link != at) {
         ASSERT(*link != NODE_NONE); /* I1 */
         link = &node_of(index, *link)->chain;
     }
     *link = node->chain;
     index->count--;
-}
-
-void
-bundle_index_prefetch(const struct bundle_index *index, const uint32_t *hash, const uint8_t *set,
-                      const uint64_t *mix, int n)
-{
-    const uint32_t *head[BUNDLE_INDEX_BATCH];
-    const struct bundle_node *node[BUNDLE_INDEX_BATCH];
-    ASSERT(n <= BUNDLE_INDEX_BATCH);
-    if (index->count == 0)
-        return;
-    for (int i = 0; i < n; i++) {
-        head[i] = head_at(index, bucket_of(index, hash[i]));
-        __builtin_prefetch(head[i]);
-    }
-    for (int i = 0; i < n; i++) {
-        node[i] = *head[i] != NODE_NONE ? node_of(index, *head[i]) : NULL;
-        if (node[i])
-            __builtin_prefetch(node[i]);
-    }
-    for (int i = 0; i < n; i++)
-        if (node[i] && (node[i]->mix != mix[i] || node[i]->set != set[i]) &&
-            node[i]->chain != NODE_NONE)
-            __builtin_prefetch(node_of(index, node[i]->chain));
 }

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 enum { NODE_NONE = UINT32_MAX };
+enum { BUNDLE_SEGMENT_SHIFT = 8, BUNDLE_SEGMENT_HEADS = 1 << BUNDLE_SEGMENT_SHIFT };
 
 struct bundle_node {
     uint64_t mix;
@@ -58,6 +59,57 @@ bundle_hash(uint8_t set, uint64_t mix)
     return (uint32_t)(x >> 32);
 }
 
+/* The head of the chain a hash belongs to. Needs buckets > 0, as all that follows. */
+static inline uint32_t *
+bundle_index_head(const struct bundle_index *index, uint32_t hash)
+{
+    uint32_t bucket = hash & (2 * index->low_mask + 1);
+    bucket = bucket < index->buckets ? bucket : hash & index->low_mask;
+    return &index->segment[bucket >> BUNDLE_SEGMENT_SHIFT][bucket & (BUNDLE_SEGMENT_HEADS - 1)];
+}
+
+/* NODE_NONE: no such bundle. */
+static inline uint32_t
+bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, uint64_t mix)
+{
+    if (index->count == 0)
+        return NODE_NONE;
+    uint32_t at = *bundle_index_head(index, hash);
+    while (at != NODE_NONE) {
+        const struct bundle_node *node = (const struct bundle_node *)node_at(index->space, at);
+        if (node->mix == mix && node->set == set)
+            break;
+        at = node->chain;
+    }
+    return at;
+}
+
+/* For many look-ups: what a find will touch is brought into the cache stage by stage, each stage
+ * some look-ups after the one before it, so that the cache misses of many are under way at once.
+ * Hints: they change nothing, and the index may change between them. */
+static inline void
+bundle_index_prefetch_head(const struct bundle_index *index, uint32_t hash)
+{
+    __builtin_prefetch(bundle_index_head(index, hash));
+}
+static inline void
+bundle_index_prefetch_node(const struct bundle_index *index, uint32_t hash)
+{
+    uint32_t at = *bundle_index_head(index, hash);
+    if (at != NODE_NONE)
+        __builtin_prefetch(node_at(index->space, at), 1);
+}
+static inline void
+bundle_index_prefetch_chain(const struct bundle_index *index, uint32_t hash, uint64_t mix)
+{
+    uint32_t at = *bundle_index_head(index, hash);
+    if (at == NODE_NONE)
+        return;
+    const struct bundle_node *node = (const struct bundle_node *)node_at(index->space, at);
+    if (node->mix != mix && node->chain != NODE_NONE)
+        __builtin_prefetch(node_at(index->space, node->chain), 1);
+}
+
 void bundle_index_init(struct bundle_index *index, const struct node_space *space);
 void bundle_index_free(struct bundle_index *index);
 /* Heads for so many bundles; -ENOMEM leaves what there was. */
@@ -69,16 +121,8 @@ uint64_t bundle_index_bytes_for(const struct bundle_index *index, uint32_t heads
 uint64_t bundle_index_bytes(const struct bundle_index *index);
 uint64_t bundle_index_bytes_trimmed(uint32_t heads); /* after bundle_index_trim to so many */
 
-uint32_t bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set,
-                           uint64_t mix); /* NODE_NONE */
 /* mix and set of the node are filled; no equal one may be in the index. Needs reserved heads. */
 void bundle_index_insert(struct bundle_index *index, uint32_t node);
 void bundle_index_remove(struct bundle_index *index, uint32_t node);
-
-/* Brings what bundle_index_find of these n look-ups will touch into the cache: the cache misses of
- * one hide behind those of the others. A hint; changes nothing. */
-enum { BUNDLE_INDEX_BATCH = 32 };
-void bundle_index_prefetch(const struct bundle_index *index, const uint32_t *hash,
-                           const uint8_t *set, const uint64_t *mix, int n);
 
 #endif

@@ -26,8 +26,8 @@ add_region(struct row_slice *slice, int file, uint64_t offset, uint64_t rows, ui
 
 void
 row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
-               const struct tier_table *table, struct cold_store *cold,
-               const struct chunk_ops *memory)
+               const struct tier_table *table, const struct tier_resident *resident,
+               struct cold_store *cold, const struct chunk_ops *memory)
 {
     uint32_t weight_bytes = (uint32_t)engram_row_weight_bytes(engram),
              scale_bytes = (uint32_t)engram_row_scale_bytes(engram);
@@ -37,12 +37,15 @@ row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
     slice->memory = *memory;
     slice->n_tables = engram->n_layers;
     for (int t = 0; t < engram->n_layers && scale_bytes; t++)
-        slice->scale_region[t] = add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
-                                            (uint64_t)engram->table[t].rows, scale_bytes);
+        if (!resident[t].weights)
+            slice->scale_region[t] =
+                add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
+                           (uint64_t)engram->table[t].rows, scale_bytes);
     for (int t = 0; t < engram->n_layers; t++)
-        slice->weight_region[t] =
-            add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,
-                       (uint64_t)engram->table[t].rows, weight_bytes);
+        if (!resident[t].weights)
+            slice->weight_region[t] =
+                add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,
+                           (uint64_t)engram->table[t].rows, weight_bytes);
 }
 
 static const struct slice_region *

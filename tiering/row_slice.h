@@ -59,9 +59,10 @@ struct row_slice {
     _Atomic uint64_t used_shown;
 };
 
+/* Without the tables that are resident anyway, whose rows must not be asked for. */
 void row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
-                    const struct tier_table *table, struct cold_store *cold,
-                    const struct chunk_ops *memory);
+                    const struct tier_table *table, const struct tier_resident *resident,
+                    struct cold_store *cold, const struct chunk_ops *memory);
 /* Nothing may be loading. */
 void row_slice_free(struct row_slice *slice);
 /* What of a budget the slice uses at most: less than it once everything is resident. */

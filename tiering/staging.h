@@ -6,6 +6,7 @@
 #define TIERING_STAGING_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #include "tiering/tiers.h"
 
@@ -16,12 +17,15 @@ struct staging {
     uint32_t n_chunks, max_chunks;
     uint32_t *free_slot; /* stack [max_chunks * chunk_slots] */
     uint32_t n_free;
+    uint32_t *next; /* [max_chunks * chunk_slots]: the owner's, to link slots it has taken */
     _Atomic uint64_t bytes;
 };
 
 int staging_init(struct staging *staging, uint32_t slot_bytes, uint32_t max_slots,
                  const struct chunk_ops *memory, struct err *err);
 void staging_free(struct staging *staging);
+/* Allocates so many slots beforehand, as far as there is memory. */
+void staging_reserve(struct staging *staging, uint32_t slots);
 uint32_t staging_take(struct staging *staging); /* NODE_NONE: no memory */
 void staging_give(struct staging *staging, uint32_t slot);
 void *staging_address(const struct staging *staging, uint32_t slot);

@@ -5,10 +5,9 @@
 #include "tiering/tiers_state.h"
 
 enum {
-    BATCH = 32, /* look-ups whose cache misses overlap */
+    AHEAD = 16, /* look-ups between two stages of a find: those whose cache misses overlap */
     PLANNED_SHARE =
         8, /* one part in so many of the RAM store for bundles planned and not yet used */
-    PROMOTE_VISITS = 2, /* look-ups that found a bundle in RAM before it may displace one in HBM */
 };
 
 static const struct bundle_address no_address = {NULL, NULL};
@@ -20,13 +19,23 @@ running_steps(const struct tiers *tiers)
                                (uint32_t)(tiers->begun_step - tiers->done_step)};
 }
 
-static struct open_step *
-find_step(struct tiers *tiers, uint64_t step)
+struct open_step *
+tiers_find_step(struct tiers *tiers, uint64_t step)
 {
     for (int i = 0; i < tiers->options.steps_in_flight; i++)
         if (tiers->open[i].open && tiers->open[i].step == step)
             return &tiers->open[i];
     return NULL;
+}
+
+static void
+give_staged(struct tiers *tiers, struct open_step *open)
+{
+    while (open->staged != NODE_NONE) {
+        uint32_t slot = open->staged;
+        open->staged = tiers->staging.next[slot];
+        staging_give(&tiers->staging, slot);
+    }
 }
 
 /* Ends a step: its HBM slots become readable (T2), or free. */
@@ -42,6 +51,7 @@ close_step(struct tiers *tiers, struct open_step *open, bool filled)
             slot_store_drop(&tiers->hbm, at);
         at = next;
     }
+    give_staged(tiers, open);
     open->open = false;
 }
 
@@ -56,7 +66,7 @@ begin_step(struct tiers *tiers, uint64_t step)
     ASSERT(step > tiers->done_step);
     if (step > tiers->begun_step)
         tiers->begun_step = step;
-    if (find_step(tiers, step))
+    if (tiers_find_step(tiers, step))
         return;
     struct open_step *place = NULL;
     for (int i = 0; i < tiers->options.steps_in_flight; i++) {
@@ -72,32 +82,31 @@ begin_step(struct tiers *tiers, uint64_t step)
     ASSERT(place); /* more steps in flight than tiers_new was told */
     if (place->open)
         close_step(tiers, place, false);
-    *place = (struct open_step){.open = true, .step = step, .promoted = NODE_NONE};
+    *place =
+        (struct open_step){.open = true, .step = step, .promoted = NODE_NONE, .staged = NODE_NONE};
 }
 
-/* An HBM slot for the step to fill with a bundle that HBM does not have; NULL: none. With free room
- * every bundle gets in; else only one that has been found in RAM before. T1, T3: only for the
- * newest step. Its gather, which writes the slot, runs after those of all steps that may read what
- * the slot holds now, but for its own look-ups, which `keep` names. */
-static void *
-promote(struct tiers *tiers, uint64_t step, uint8_t set, uint64_t mix, int visits)
+void *
+tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up, uint64_t mix,
+              int visits)
 {
     struct slot_store *hbm = &tiers->hbm;
     if (step != tiers->begun_step || hbm->budget_bytes == 0 ||
-        (!slot_store_make_room(hbm) && visits < PROMOTE_VISITS))
+        (!slot_store_make_room(hbm) && visits < TIERS_PROMOTE_VISITS) ||
+        slot_store_find(hbm, look_up->hash, look_up->set, mix) != NODE_NONE)
         return NULL;
-    struct open_step *open = find_step(tiers, step);
+    struct open_step *open = tiers_find_step(tiers, step);
     if (!open)
         return NULL;
     struct step_range keep = {(uint32_t)step, 1};
-    uint32_t at = slot_store_take(hbm, set, mix, keep, ARRIVAL_DEMAND, true);
+    uint32_t at = slot_store_take(hbm, look_up->set, mix, keep, ARRIVAL_DEMAND, true);
     if (at == NODE_NONE)
         return NULL;
     struct slot *slot = slot_store_slot(hbm, at);
     slot->last_step = (uint32_t)step;
     slot->next = open->promoted;
     open->promoted = at;
-    tiers_count(&tiers->count[TIER_HBM][set].promotions, 1);
+    tiers_count(&tiers->count[TIER_HBM][look_up->set].promotions, 1);
     return slot_store_address(hbm, at);
 }
 
@@ -149,24 +158,23 @@ copy_sliced(struct tiers *tiers, const struct tiers_request *request, uint8_t se
     return fetch;
 }
 
-/* Visits of a sliced bundle, which has no record of its own: 0, or enough to displace one in HBM.
- */
-static int
-visits_of_sliced(struct tiers *tiers, uint32_t hash)
+int
+tiers_visits(struct tiers *tiers, uint32_t hash)
 {
     uint16_t *tag = &tiers->seen[hash % TIERS_SEEN_TAGS], now = (uint16_t)(hash >> 16 | 1);
     bool again = *tag == now;
 
     *tag = now;
-    return again ? PROMOTE_VISITS : 0;
+    return again ? TIERS_PROMOTE_VISITS : 0;
 }
 
 /* The look-up of one cell once HBM is known not to have it. True: it waits. */
 static bool
-look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, uint8_t set,
-           bool may_promote)
+look_below(struct tiers *tiers, uint32_t number, const struct look_up *look_up)
 {
     const struct tiers_request *request = &tiers->requests[number].request;
+    uint32_t cell = look_up->cell, hash = look_up->hash;
+    uint8_t set = look_up->set;
     uint64_t mix = request->mix[cell];
     struct bundle_address *address = &request->address[cell];
     uint32_t at = slot_store_find(&tiers->ram, hash, set, mix);
@@ -177,9 +185,9 @@ look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, u
         if (tiers->ram.policy->ops->touch(tiers->ram.policy, slot))
             tiers_count(&tiers->prefetch_used, 1);
         slot->last_step = (uint32_t)request->step;
-        *address = (struct bundle_address){slot_store_address(&tiers->ram, at), NULL};
-        if (may_promote)
-            address->promote = promote(tiers, request->step, set, mix, slot->bundle.visits);
+        *address = (struct bundle_address){
+            slot_store_address(&tiers->ram, at),
+            tiers_promote(tiers, request->step, look_up, mix, slot->bundle.visits)};
         /* Once HBM answers for the bundle, its copy here is the next to go. */
         if (address->promote)
             slot->bundle.visits = 0;
@@ -208,10 +216,9 @@ look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, u
     if (fetch->bundle.state == FETCH_STAGED) {
         if (!sliced)
             tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
-        *address = (struct bundle_address){fetch->dst, NULL};
-        if (may_promote)
-            address->promote = promote(tiers, request->step, set, mix,
-                                       sliced ? visits_of_sliced(tiers, hash) : PROMOTE_VISITS);
+        int visits = sliced ? tiers_visits(tiers, hash) : TIERS_PROMOTE_VISITS;
+        *address = (struct bundle_address){
+            fetch->dst, tiers_promote(tiers, request->step, look_up, mix, visits)};
         return false;
     }
     if (fetch->bundle.queue) { /* planned */
@@ -223,25 +230,73 @@ look_below(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, u
     return true;
 }
 
-static bool
-look_up(struct tiers *tiers, uint32_t number, uint32_t cell, uint32_t hash, uint8_t set)
+/* The stages of find number at + 3 * AHEAD of the n look-ups; at begins at -3 * AHEAD. */
+static inline void
+prefetch(const struct bundle_index *index, const struct look_up *look_up, const uint64_t *mix,
+         int at, int n)
 {
-    const struct tiers_request *request = &tiers->requests[number].request;
-    uint32_t at = slot_store_find(&tiers->hbm, hash, set, request->mix[cell]);
-    if (at != NODE_NONE) {
-        struct slot *slot = slot_store_slot(&tiers->hbm, at);
-        if (slot->bundle.state == SLOT_RESIDENT) { /* T2 */
-            (void)tiers->hbm.policy->ops->touch(tiers->hbm.policy, slot);
-            slot->last_step = (uint32_t)request->step;
-            request->address[cell] =
-                (struct bundle_address){slot_store_address(&tiers->hbm, at), NULL};
-            tiers_count(&tiers->count[TIER_HBM][set].hits, 1);
-            tiers_count(&tiers->count[TIER_HBM][set].bytes, tiers->bundle_bytes);
-            return false;
+    if (at + 3 * AHEAD < n)
+        bundle_index_prefetch_head(index, look_up[at + 3 * AHEAD].hash);
+    if (at >= -2 * AHEAD && at + 2 * AHEAD < n)
+        bundle_index_prefetch_node(index, look_up[at + 2 * AHEAD].hash);
+    if (at >= -AHEAD && at + AHEAD < n)
+        bundle_index_prefetch_chain(index, look_up[at + AHEAD].hash, mix[look_up[at + AHEAD].cell]);
+}
+
+/* The cells that are looked up, and addresses of the others. */
+static int
+list_look_ups(struct tiers *tiers, const struct tiers_request *request)
+{
+    int n_orders = tiers->n_orders, n = 0;
+    uint32_t cell = 0;
+    for (int row = 0; row < request->n_rows; row++) {
+        bool skipped = request->skip && request->skip[row];
+        for (int o = 0; o < n_orders; o++, cell++) {
+            uint8_t set = (uint8_t)(request->table * n_orders + o);
+            if (skipped)
+                request->address[cell] = no_address;
+            else
+                tiers->look_up[n++] =
+                    (struct look_up){cell, bundle_hash(set, request->mix[cell]), set};
         }
     }
-    tiers_count(&tiers->count[TIER_HBM][set].misses, 1);
-    return look_below(tiers, number, cell, hash, set, at == NODE_NONE);
+    return n;
+}
+
+int
+tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
+{
+    const struct slot_store *hbm = &tiers->hbm;
+    struct look_up *look_up = tiers->look_up;
+    int n = list_look_ups(tiers, request), n_missed = 0;
+    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+    uint32_t hits[SHAPE_MAX_ORDERS] = {0}, misses[SHAPE_MAX_ORDERS] = {0};
+    bool any = hbm->index.count > 0;
+    for (int i = any ? -3 * AHEAD : 0; i < n; i++) {
+        if (any)
+            prefetch(&hbm->index, look_up, request->mix, i, n);
+        if (i < 0)
+            continue;
+        struct look_up now = look_up[i];
+        uint32_t at = slot_store_find(hbm, now.hash, now.set, request->mix[now.cell]);
+        struct slot *slot = at != NODE_NONE ? slot_store_slot(hbm, at) : NULL;
+        if (slot && slot->bundle.state == SLOT_RESIDENT) { /* T2 */
+            (void)hbm->policy->ops->touch(hbm->policy, slot);
+            slot->last_step = (uint32_t)request->step;
+            request->address[now.cell] = (struct bundle_address){slot_store_address(hbm, at), NULL};
+            hits[now.set - first_set]++;
+        } else {
+            look_up[n_missed++] = now;
+            misses[now.set - first_set]++;
+        }
+    }
+    for (int o = 0; o < tiers->n_orders; o++) {
+        struct set_counts *count = &tiers->count[TIER_HBM][first_set + o];
+        tiers_count(&count->hits, hits[o]);
+        tiers_count(&count->bytes, (uint64_t)hits[o] * tiers->bundle_bytes);
+        tiers_count(&count->misses, misses[o]);
+    }
+    return n_missed;
 }
 
 static uint32_t
@@ -273,28 +328,19 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     ASSERT(request->table >= 0 && request->table < tiers->options.engram.n_layers);
     ASSERT(request->n_rows >= 0 && request->n_rows <= tiers->options.max_step_rows);
     begin_step(tiers, request->step);
+    if (tiers_is_resident(tiers, request->table)) {
+        tiers_resolve_resident(tiers, request);
+        (void)tiers_poll(tiers);
+        return;
+    }
     uint32_t number = take_request(tiers, request); /* pending 1: ours, while cells are looked up */
     struct pending_request *pending = &tiers->requests[number];
-    uint32_t n_orders = (uint32_t)tiers->n_orders, n_cells = (uint32_t)request->n_rows * n_orders;
-    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
-    for (uint32_t begin = 0; begin < n_cells; begin += BATCH) {
-        uint32_t n = n_cells - begin < BATCH ? n_cells - begin : BATCH, hash[BATCH];
-        uint8_t set[BATCH];
-        for (uint32_t i = 0, order = begin % n_orders; i < n; i++) {
-            set[i] = (uint8_t)(first_set + order);
-            order = order + 1 < n_orders ? order + 1 : 0;
-            hash[i] = bundle_hash(set[i], request->mix[begin + i]);
-        }
-        bundle_index_prefetch(&tiers->hbm.index, hash, set, request->mix + begin, (int)n);
-        bundle_index_prefetch(&tiers->ram.index, hash, set, request->mix + begin, (int)n);
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t cell = begin + i;
-            if (request->skip && request->skip[cell / n_orders])
-                request->address[cell] = no_address;
-            else
-                pending->pending +=
-                    look_up(tiers, number, cell, hash[i], (uint8_t)(first_set + cell % n_orders));
-        }
+    int n = tiers_look_up_hbm(tiers, request);
+    for (int i = -3 * AHEAD; i < n; i++) {
+        if (tiers->ram.index.count > 0)
+            prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
+        if (i >= 0)
+            pending->pending += look_below(tiers, number, &tiers->look_up[i]);
     }
     fetches_issue(&tiers->fetches);
     one_less_pending(pending);
@@ -307,10 +353,7 @@ answer_waiters(struct tiers *tiers, uint32_t at, int result)
     struct fetch *fetch = fetches_at(&tiers->fetches, at);
     uint8_t set = fetch->bundle.set;
     uint32_t number, cell;
-    /* Not while another step fills an HBM slot with it already (T3). */
-    bool may_promote =
-        result >= 0 && slot_store_find(&tiers->hbm, bundle_hash(set, fetch->bundle.mix), set,
-                                       fetch->bundle.mix) == NODE_NONE;
+    bool may_promote = true;
     while (fetches_next_waiter(&tiers->fetches, at, &number, &cell)) {
         if (tiers->closing)
             continue;
@@ -319,8 +362,10 @@ answer_waiters(struct tiers *tiers, uint32_t at, int result)
         if (result < 0) {
             fail_cell(tiers, request, cell, set);
         } else {
-            void *slot =
-                may_promote ? promote(tiers, request->step, set, fetch->bundle.mix, 0) : NULL;
+            struct look_up look_up = {cell, bundle_hash(set, fetch->bundle.mix), set};
+            void *slot = may_promote
+                             ? tiers_promote(tiers, request->step, &look_up, fetch->bundle.mix, 0)
+                             : NULL;
             may_promote = may_promote && !slot;
             request->address[cell] = (struct bundle_address){fetch->dst, slot};
             tiers_count(&tiers->count[TIER_NVME][set].hits, 1);
@@ -420,7 +465,7 @@ static void
 end_step(struct tiers *tiers, uint64_t step, bool filled)
 {
     ASSERT_THREAD(THREAD_RESOLVER);
-    struct open_step *open = find_step(tiers, step);
+    struct open_step *open = tiers_find_step(tiers, step);
     if (open)
         close_step(tiers, open, filled);
     if (!tiers->any_step || step > tiers->begun_step)
@@ -428,6 +473,9 @@ end_step(struct tiers *tiers, uint64_t step, bool filled)
     tiers->any_step = true;
     if (filled && step > tiers->done_step)
         tiers->done_step = step;
+    for (int i = 0; filled && i < tiers->options.steps_in_flight; i++)
+        if (tiers->open[i].open && tiers->open[i].step < step)
+            give_staged(tiers, &tiers->open[i]);
     release_pins(tiers);
     for (uint32_t at = tiers->fetches.staged.count ? tiers->fetches.staged.first : NODE_NONE;
          at != NODE_NONE;) {
@@ -464,6 +512,8 @@ tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, i
     uint8_t set = (uint8_t)(table * tiers->n_orders + order - 2);
     struct slot_store *ram = &tiers->ram;
     int started = 0;
+    if (tiers_is_resident(tiers, table))
+        return 0;
     for (int i = 0; i < n; i++) {
         uint32_t hash = bundle_hash(set, mix[i]);
         if (slot_store_find(&tiers->hbm, hash, set, mix[i]) != NODE_NONE ||

@@ -35,6 +35,7 @@
 #ifndef TIERING_TIERS_H
 #define TIERING_TIERS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -58,9 +59,30 @@ struct chunk_ops {
     void *arg;
 };
 
+/* The whole table of one Engram layer in memory, [rows, head_dim] and [rows, head_dim /
+ * scale_group]; scales NULL without scales. Borrowed, and nobody writes it. */
+struct tier_resident {
+    const void *weights, *scales; /* weights NULL: the table is not resident */
+    bool device; /* device memory, which only the device can read; else host memory, which both can
+                  * (pinned) */
+};
+
+enum { TIERS_IN_PLACE_BELOW = 1024 };
+
 struct tiers_options {
     struct engram_shape engram;
     struct tier_table table[SHAPE_MAX_ENGRAM_LAYERS];
+    /* Nothing is read from the cold store for a resident table, its look-ups are answered before
+     * tiers_resolve returns, and they never fail. In device memory: BUNDLE_IN_PLACE for each, and
+     * no promotion. In host memory: the HBM store's slot, or, of what that lacks,
+     *   - of fewer than in_place_below bundles: BUNDLE_IN_PLACE, the device reads row by row;
+     *   - of more: the address of a staging slot, to which gather_threads threads copied the rows.
+     * Both may promote. */
+    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
+    int in_place_below; /* different bundles of one request; 0: TIERS_IN_PLACE_BELOW; 1: always
+                         * staging */
+    int gather_threads; /* with the resolver; 0: 8 or as many as there are CPUs beside two, at least
+                         * 1 */
     struct cold_store *cold; /* borrowed; must outlive the tiers */
     struct chunk_ops hbm_memory, ram_memory;
     uint64_t hbm_budget_bytes, ram_budget_bytes;
@@ -99,6 +121,8 @@ struct tiers_request {
     uint64_t deadline_ns; /* when the layer will want them */
 };
 void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
+/* Whether plans for this table are of no use. */
+bool tiers_is_resident(const struct tiers *tiers, int table);
 /* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any
  * more either, but their promotions count only when they are reported themselves. */
 void tiers_step_done(struct tiers *tiers, uint64_t step);
@@ -109,7 +133,8 @@ void tiers_step_abort(struct tiers *tiers, uint64_t step);
 /* Plan at admission: start reading what the stores lack of these mixes ([n]) of one table and order
  * (2 .. max_order), with a later deadline than any step. Takes only RAM store room that pinned and
  * hotter bundles leave, an eighth of it at most for bundles that no step has used yet; returns how
- * many bundles were started. What was not can be asked for again later. */
+ * many bundles were started. What was not can be asked for again later. Nothing is started for a
+ * resident table. */
 int tiers_prefetch(struct tiers *tiers, int table, int order, const uint64_t *mix, int n,
                    uint64_t deadline_ns);
 
@@ -125,7 +150,7 @@ enum { TIER_HBM, TIER_RAM, TIER_NVME, TIER_COUNT };
 /* One layer and order in one tier; counters since start. Each look-up counts, also of equal N-grams
  * in one call: it is a hit or a miss of HBM; a miss of HBM is a hit or a miss of RAM; a miss of RAM
  * is a hit of NVMe when its bundle has been read (for whomever) and a miss of NVMe when that
- * failed. */
+ * failed. A resident table answers as HBM or as RAM, by where it is. */
 struct tier_set_stats {
     uint64_t hits, misses;
     uint64_t bytes; /* of bundles: hits for HBM and RAM; what was read, plans too, for NVMe */

@@ -26,6 +26,9 @@ check_options(const struct tiers_options *options, struct err *err)
             DEMAND_MAX)
         return err_set(err, EINVAL, "%d steps of %d rows in flight are out of range",
                        options->steps_in_flight, options->max_step_rows);
+    if (options->in_place_below < 0)
+        return err_set(err, EINVAL, "%d bundles read in place are out of range",
+                       options->in_place_below);
     if (!(options->row_share >= 0 && options->row_share <= 1))
         return err_set(err, EINVAL, "row share %g is not from 0 to 1", options->row_share);
     for (int t = 0; t < engram->n_layers; t++) {
@@ -38,6 +41,10 @@ check_options(const struct tiers_options *options, struct err *err)
                     return err_set(err, EINVAL,
                                    "table %d: rows of order %d, head %d lie outside its %lld rows",
                                    t, o + 2, j, (long long)shape->rows);
+        const struct tier_resident *resident = &options->resident[t];
+        if (resident->weights && (resident->scales != NULL) != (engram->scale_group != 0))
+            return err_set(err, EINVAL, "table %d: resident weights, but scales %s", t,
+                           resident->scales ? "of nothing" : "are not");
         uint64_t bytes, end;
         if (table->weight_file < 0 || table->scale_file < 0 ||
             __builtin_mul_overflow((uint64_t)shape->rows, (uint64_t)engram_row_weight_bytes(engram),
@@ -60,6 +67,8 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
         return err_set(err, ENOMEM, "no memory for the tiers");
     const struct engram_shape *engram = &tiers->options.engram;
     tiers->options = *options;
+    if (tiers->options.in_place_below == 0)
+        tiers->options.in_place_below = TIERS_IN_PLACE_BELOW;
     tiers->n_orders = engram->max_order - 1;
     tiers->n_sets = tiers->n_orders * engram->n_layers;
     tiers->bundle_bytes = (uint32_t)engram_bundle_bytes(engram);
@@ -72,9 +81,11 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     tiers->requests = calloc(tiers->n_requests, sizeof *tiers->requests);
     tiers->open = calloc((size_t)options->steps_in_flight, sizeof *tiers->open);
     tiers->seen = calloc(TIERS_SEEN_TAGS, sizeof *tiers->seen);
-    row_slice_init(&tiers->slice, engram, tiers->options.table, options->cold,
+    row_slice_init(&tiers->slice, engram, tiers->options.table, options->resident, options->cold,
                    &options->ram_memory);
-    if (!tiers->requests || !tiers->open || !tiers->seen)
+    tiers->look_up =
+        calloc((size_t)options->max_step_rows * (size_t)tiers->n_orders, sizeof *tiers->look_up);
+    if (!tiers->requests || !tiers->open || !tiers->seen || !tiers->look_up)
         code = err_set(err, ENOMEM, "no memory for the tiers");
     if (code == 0)
         code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory, 0, err);
@@ -86,6 +97,9 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     if (code == 0)
         code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold,
                             &tiers->slice, demand, TIERS_PLANNED_FETCHES, err);
+    if (code == 0)
+        code = resident_init(&tiers->resident, engram, options->resident, options->max_step_rows,
+                             options->gather_threads, err);
     if (code < 0) {
         (void)tiers_free(tiers);
         return code;
@@ -93,6 +107,9 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     /* Last: the slice begins to load at once, and only now is everybody there who takes reads back.
      */
     tiers_set_budgets(tiers, options->hbm_budget_bytes, options->ram_budget_bytes);
+    /* What the largest step gathers: pinning memory takes longer than a step has. */
+    if (tiers->resident.max_bundles >= (uint32_t)tiers->options.in_place_below)
+        staging_reserve(&tiers->staging, tiers->resident.max_bundles);
     *ret_tiers = tiers;
     return 0;
 }
@@ -111,7 +128,9 @@ tiers_free(struct tiers *tiers)
     }
     fetches_free(&tiers->fetches);
     row_slice_free(&tiers->slice);
+    resident_free(&tiers->resident);
     free(tiers->seen);
+    free(tiers->look_up);
     staging_free(&tiers->staging);
     slot_store_free(&tiers->ram);
     slot_store_free(&tiers->hbm);

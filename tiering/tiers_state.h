@@ -6,17 +6,25 @@
 #include <stdatomic.h>
 
 #include "tiering/fetch.h"
+#include "tiering/resident.h"
 #include "tiering/slot_store.h"
 #include "tiering/staging.h"
 #include "tiering/tiers.h"
 
 enum {
     TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
-    TIERS_SEEN_TAGS = 1 << 16,
+    TIERS_SEEN_TAGS = 1 << 18,    /* a second visit is one within about so many look-ups */
+    TIERS_PROMOTE_VISITS = 2, /* look-ups that found a bundle before it may displace one in HBM */
 };
 
 struct set_counts { /* one writer */
     _Atomic uint64_t hits, misses, bytes, promotions;
+};
+
+/* One cell of a request, while it is resolved. */
+struct look_up {
+    uint32_t cell, hash;
+    uint8_t set;
 };
 
 struct pending_request {
@@ -29,6 +37,7 @@ struct open_step {
     bool open;
     uint64_t step;
     uint32_t promoted; /* HBM slots it is to fill: list through slot.next */
+    uint32_t staged;   /* staging slots that only it reads: list through staging.next */
 };
 
 struct tiers {
@@ -39,6 +48,7 @@ struct tiers {
     struct slot_store hbm, ram;
     struct staging staging;
     struct row_slice slice;
+    struct resident resident;
     struct fetches fetches;
     uint16_t *seen; /* [TIERS_SEEN_TAGS] tags of sliced bundles looked up lately: what counts as a
                        second visit */
@@ -53,12 +63,30 @@ struct tiers {
 
     struct pending_request *requests; /* [n_requests] */
     uint32_t n_requests;
-    bool closing; /* waiters are forgotten */
+    bool closing;            /* waiters are forgotten */
+    struct look_up *look_up; /* [max_step_rows * orders], of the request that is being resolved */
 
     struct set_counts count[TIER_COUNT][SLOT_STORE_MAX_SETS];
     _Atomic uint64_t prefetched, prefetch_used, prefetch_late;
     uint64_t table_bytes;
 };
+
+/* Lists the cells of a request that is not skipped, and answers those that HBM has. Those it has
+ * not are the first of tiers->look_up; returns how many. All hits are found before anybody promotes:
+ * a promotion of this step displaces none of them. */
+int tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request);
+struct open_step *tiers_find_step(struct tiers *tiers, uint64_t step); /* NULL */
+/* An HBM slot for the step to fill with a bundle; NULL: none. With free room every bundle gets in
+ * that HBM does not have and nobody fills; else only one that has been found below before. T1, T3:
+ * only for the newest step. Its gather, which writes the slot, runs after those of all steps that
+ * may read what the slot holds now, but for its own look-ups, which are kept. */
+void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up, uint64_t mix,
+                    int visits);
+/* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
+int tiers_visits(struct tiers *tiers, uint32_t hash);
+
+/* tiers_resolve for a resident table, once the step has begun. */
+void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request);
 
 /* fetch_landed_fn */
 void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);

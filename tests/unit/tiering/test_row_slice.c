@@ -26,7 +26,7 @@ set_up(void **state)
     for (int t = 0; t < MAX_TABLES; t++)
         options.engram.table[t].rows = 10000 + t;
     const struct chunk_ops ops = {counted_alloc, counted_free, &memory};
-    row_slice_init(&slice, &options.engram, options.table, &held()->base, &ops);
+    row_slice_init(&slice, &options.engram, options.table, options.resident, &held()->base, &ops);
     return 0;
 }
 

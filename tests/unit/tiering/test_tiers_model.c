@@ -33,7 +33,7 @@ struct world {
     struct run_step step[STEPS];
     uint64_t next_id, next_gather;     /* ids */
     uint64_t hbm_ceiling, ram_ceiling; /* the larger of the old and the new budget */
-    uint64_t look_ups, delivered, promoted, failures, row_failures;
+    uint64_t look_ups, delivered, promoted, failures, row_failures, in_place;
     uint64_t known[300];
     bool hot; /* half of all look-ups are for six N-grams */
 };
@@ -137,7 +137,7 @@ is_ready(const struct world *w, struct run_step *step)
 
 /* T3: what the step is to fill is filled once and read by nobody in it. */
 static void
-check_promotions(const struct run_step *step)
+check_promotions(const struct world *w, const struct run_step *step)
 {
     for (int i = 0; i < MAX_TABLES * step->n_rows * MAX_ORDERS; i++) {
         int n = step->n_rows * MAX_ORDERS, t = i / n, cell = i % n;
@@ -146,6 +146,7 @@ check_promotions(const struct run_step *step)
         for (int k = 0; k < MAX_TABLES * n; k++) {
             int ot = k / n, other = k % n;
             assert_ptr_not_equal(step->address[t][cell].promote, step->address[ot][other].source);
+            assert_false(w->options.resident[t].weights && w->options.resident[t].device);
             if (k == i || !step->address[ot][other].promote)
                 continue;
             assert_ptr_not_equal(step->address[t][cell].promote, step->address[ot][other].promote);
@@ -160,7 +161,7 @@ static void
 gather(struct world *w, struct run_step *step, bool complete)
 {
     int bundle = engram_bundle_bytes(&w->options.engram);
-    check_promotions(step);
+    check_promotions(w, step);
     for (int t = 0; t < MAX_TABLES; t++) {
         int n = step->n_rows * MAX_ORDERS, order[MAX_ROWS * MAX_ORDERS];
         for (int i = 0; i < n; i++)
@@ -180,10 +181,14 @@ gather(struct world *w, struct run_step *step, bool complete)
                 continue;
             }
             assert_false(step->skip[row]);
-            expect_bundle(&w->options, t, cell % MAX_ORDERS, step->mix[t][cell], at->source);
+            uint8_t got[4096];
+            ASSERT((size_t)bundle <= sizeof got);
+            read_source(&w->options, t, cell % MAX_ORDERS, step->mix[t][cell], at->source, got);
+            expect_bundle(&w->options, t, cell % MAX_ORDERS, step->mix[t][cell], got);
             w->delivered++;
+            w->in_place += at->source == BUNDLE_IN_PLACE;
             if (at->promote && complete) {
-                memcpy(at->promote, at->source, (size_t)bundle);
+                memcpy(at->promote, got, (size_t)bundle);
                 w->promoted++;
             } else if (at->promote && draw(2)) {
                 memset(at->promote, 0x55, (size_t)bundle / 2); /* cut short in the middle */
@@ -270,8 +275,15 @@ settle(struct world *w)
         assert_false(w->step[i].used); /* T5: every flag was raised in the end */
 }
 
+enum { ON_DISK, IN_HOST, IN_DEVICE };
+struct residence {
+    int resident[MAX_TABLES];
+    int in_place_below;
+};
+
 static void
-run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild, bool hot)
+run_with(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild, bool hot,
+         const struct residence *residence)
 {
     static struct world w;
     memset(&w, 0, sizeof w);
@@ -289,6 +301,11 @@ run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild
     w.options.row_share = (double)(seed % 4) / 3; /* none, some, most, all of it for rows */
     w.options.max_step_rows = MAX_ROWS;
     w.options.steps_in_flight = STEPS;
+    w.options.in_place_below = residence->in_place_below;
+    w.options.gather_threads = 2;
+    for (int t = 0; t < MAX_TABLES; t++)
+        if (residence->resident[t])
+            make_resident(&w.options, t, residence->resident[t] == IN_DEVICE);
     for (int i = 0; i < 300; i++)
         w.known[i] = next_random(&rng);
     struct err err = ERR_INIT;
@@ -330,6 +347,9 @@ run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild
         if (hbm >= 65536 && ram >= 65536)
             assert_true(w.promoted > 0);
     }
+    if (residence->resident[0] == IN_DEVICE ||
+        (residence->resident[0] && !residence->in_place_below))
+        assert_true(w.in_place > 0);
     if (draw(2)) { /* freeing with reads in flight is allowed */
         held()->fail_percent = 0;
         plan(&w);
@@ -338,6 +358,13 @@ run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild
     assert_null(tiers_free(w.tiers));
     assert_int_equal(w.hbm.bytes, 0);
     assert_int_equal(w.ram.bytes, 0);
+    free_resident(&w.options);
+}
+
+static void
+run(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool wild, bool hot)
+{
+    run_with(variant, seed, turns, hbm, ram, wild, hot, &(struct residence){0});
 }
 
 static void
@@ -368,6 +395,21 @@ every_bundle_is_right_while_everything_changes_and_fails(void **state)
         run(seed % 3, 1000 + (uint64_t)seed, 1500, 1 << 17, 1 << 18, true, false);
 }
 
+static void
+resident_tables_beside_others_are_right_while_everything_changes(void **state)
+{
+    static const struct residence residence[] = {
+        {{IN_HOST, ON_DISK}, 0},   {{IN_HOST, ON_DISK}, 1},   {{IN_HOST, IN_HOST}, 6},
+        {{IN_DEVICE, IN_HOST}, 1}, {{IN_DEVICE, ON_DISK}, 1}, {{IN_HOST, IN_DEVICE}, 4},
+    };
+    for (int variant = 0; variant < 3; variant++)
+        for (size_t i = 0; i < sizeof residence / sizeof *residence; i++) {
+            run_with(variant, 2000 + i, 300, i % 2 ? 8192 : 1 << 20, 1 << 18, false, i % 3 == 0,
+                     &residence[i]);
+            run_with(variant, 3000 + i, 700, 1 << 17, 1 << 18, true, i % 3 == 0, &residence[i]);
+        }
+}
+
 int
 main(int argc, char **argv)
 {
@@ -375,6 +417,7 @@ main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_bundle_is_right_whatever_the_budgets),
         cmocka_unit_test(an_hbm_of_a_few_slots_is_fought_over_without_mixing_bundles_up),
+        cmocka_unit_test(resident_tables_beside_others_are_right_while_everything_changes),
         cmocka_unit_test_prestate(every_bundle_is_right_while_everything_changes_and_fails,
                                   argc > 1 ? argv[1] : NULL),
     };

@@ -144,6 +144,58 @@ shape_options(struct tiers_options *options, int variant)
     }
 }
 
+/* A copy of the table in memory, as the files have it. */
+static inline void
+make_resident(struct tiers_options *options, int t, bool device)
+{
+    const struct engram_shape *engram = &options->engram;
+    const struct tier_table *place = &options->table[t];
+    size_t rows = (size_t)engram->table[t].rows;
+    size_t weights = rows * (size_t)engram_row_weight_bytes(engram);
+    size_t scales = rows * (size_t)engram_row_scale_bytes(engram);
+    uint8_t *weight = malloc(weights), *scale = scales ? malloc(scales) : NULL;
+    ASSERT(weight && (scale || !scales));
+    for (size_t i = 0; i < weights; i++)
+        weight[i] = null_store_byte(place->weight_file, place->weight_offset_bytes + i);
+    for (size_t i = 0; i < scales; i++)
+        scale[i] = null_store_byte(place->scale_file, place->scale_offset_bytes + i);
+    options->resident[t] = (struct tier_resident){weight, scale, device};
+}
+static inline void
+free_resident(struct tiers_options *options)
+{
+    for (int t = 0; t < MAX_TABLES; t++) {
+        free((void *)(uintptr_t)options->resident[t].weights);
+        free((void *)(uintptr_t)options->resident[t].scales);
+        options->resident[t] = (struct tier_resident){0};
+    }
+}
+
+/* What the gather of a step reads, as gpu/ does it: source, or row by row in place. */
+static inline void
+read_source(const struct tiers_options *options, int table, int order, uint64_t mix,
+            const void *source, uint8_t *ret_bundle)
+{
+    const struct engram_shape *engram = &options->engram;
+    const struct tier_resident *resident = &options->resident[table];
+    size_t weight = (size_t)engram_row_weight_bytes(engram);
+    size_t scale = (size_t)engram_row_scale_bytes(engram);
+    if (source != BUNDLE_IN_PLACE) {
+        memcpy(ret_bundle, source, (size_t)engram_bundle_bytes(engram));
+        return;
+    }
+    ASSERT(resident->weights);
+    for (int j = 0; j < engram->heads; j++) {
+        uint64_t row = (uint64_t)engram->table[table].row_base[order][j] +
+                       mix % (uint64_t)engram->table[table].prime[order][j];
+        memcpy(ret_bundle + (size_t)j * weight, (const uint8_t *)resident->weights + row * weight,
+               weight);
+        if (scale)
+            memcpy(ret_bundle + (size_t)engram->heads * weight + (size_t)j * scale,
+                   (const uint8_t *)resident->scales + row * scale, scale);
+    }
+}
+
 /* What the bundle must hold, from the definition alone. */
 static inline void
 expect_bundle(const struct tiers_options *options, int table, int order, uint64_t mix,

@@ -1,0 +1,103 @@
+/* tiers_resident: look-ups of tables that are resident as a whole; nothing is read from disk for
+ * them, and their answers are complete when tiers_resolve returns. Thread: resolver. */
+#include "base/check.h"
+#include "tiering/tiers_state.h"
+
+/* The whole table is in device memory: where it is, is known without a look. */
+static void
+answer_in_place(struct tiers *tiers, const struct tiers_request *request)
+{
+    const struct bundle_address in_place = {BUNDLE_IN_PLACE, NULL}, none = {NULL, NULL};
+    struct bundle_address *address = request->address;
+    uint64_t n_rows = 0;
+
+    for (int row = 0; row < request->n_rows; row++) {
+        bool skipped = request->skip && request->skip[row];
+
+        for (int o = 0; o < tiers->n_orders; o++)
+            *address++ = skipped ? none : in_place;
+        n_rows += !skipped;
+    }
+    for (int o = 0; o < tiers->n_orders; o++) {
+        struct set_counts *count = &tiers->count[TIER_HBM][request->table * tiers->n_orders + o];
+
+        tiers_count(&count->hits, n_rows);
+        tiers_count(&count->bytes, n_rows * tiers->bundle_bytes);
+    }
+}
+
+/* A staging slot for each bundle, as long as there are any; the others are read in place. */
+static void
+take_staging(struct tiers *tiers, uint64_t step)
+{
+    struct resident *resident = &tiers->resident;
+    struct open_step *open = tiers_find_step(tiers, step);
+
+    ASSERT(open);
+    for (uint32_t i = 0; i < resident->n_bundles; i++) {
+        uint32_t slot = staging_take(&tiers->staging);
+
+        if (slot == NODE_NONE)
+            return;
+        tiers->staging.next[slot] = open->staged;
+        open->staged = slot;
+        resident->bundle[i].dst = staging_address(&tiers->staging, slot);
+    }
+}
+
+static void
+answer_from_host(struct tiers *tiers, const struct tiers_request *request)
+{
+    struct resident *resident = &tiers->resident;
+    const struct look_up *look_up = tiers->look_up;
+    uint32_t n = (uint32_t)tiers_look_up_hbm(tiers, request), misses[SHAPE_MAX_ORDERS] = {0};
+    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+
+    resident_begin(resident, n);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t order = (uint32_t)(look_up[i].set - first_set);
+
+        resident->bundle_of[i] =
+            resident_bundle(resident, look_up[i].hash, order, request->mix[look_up[i].cell]);
+        misses[order]++;
+    }
+    bool gathered = resident->n_bundles >= (uint32_t)tiers->options.in_place_below;
+    if (gathered) {
+        take_staging(tiers, request->step);
+        resident_gather(resident, request->table);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        struct resident_bundle *bundle = &resident->bundle[resident->bundle_of[i]];
+        struct bundle_address *address = &request->address[look_up[i].cell];
+        int visits = tiers_visits(tiers, look_up[i].hash);
+
+        address->source = bundle->dst ? bundle->dst : BUNDLE_IN_PLACE;
+        address->promote = bundle->promoted ? NULL
+                                            : tiers_promote(tiers, request->step, &look_up[i],
+                                                            bundle->mix, visits);
+        bundle->promoted = bundle->promoted || address->promote;
+    }
+    for (int o = 0; o < tiers->n_orders; o++) {
+        struct set_counts *count = &tiers->count[TIER_RAM][first_set + o];
+
+        tiers_count(&count->hits, misses[o]);
+        tiers_count(&count->bytes, (uint64_t)misses[o] * tiers->bundle_bytes);
+    }
+}
+
+bool
+tiers_is_resident(const struct tiers *tiers, int table)
+{
+    ASSERT(table >= 0 && table < tiers->options.engram.n_layers);
+    return tiers->options.resident[table].weights != NULL;
+}
+
+void
+tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request)
+{
+    if (tiers->options.resident[request->table].device)
+        answer_in_place(tiers, request);
+    else
+        answer_from_host(tiers, request);
+    flag_raise(request->ready, request->ready_value);
+}
