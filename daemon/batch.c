@@ -6,32 +6,49 @@ struct cursor {
     struct step_buffer *b;
     const struct batch_options *options;
     struct batch_use *uses;
+    const struct sequence *sequences;
+    const int *order;
+    int n_order;
     int n_rows, n_seqs, n_pages, n_outputs;
 };
 
 static void
-put_output(struct cursor *c, int row, const struct sample_params *params, const struct sequence *s,
-           int choice, int prompt_index)
+put_output(struct cursor *c, int row, const struct sample_params *params, int slot, int choice,
+           int prompt_index)
 {
     ASSERT(c->n_outputs < c->b->max_outputs);
     c->b->outputs[c->n_outputs] = (struct forward_output){.row = row, .params = *params};
     c->uses[c->n_outputs++] =
-        (struct batch_use){.job = s->job, .choice = choice, .prompt_index = prompt_index};
+        (struct batch_use){.slot = slot, .choice = choice, .prompt_index = prompt_index};
 }
 
-/* The parameters of the token that choice samples next. */
-static struct sample_params
-sampling(const struct sequence *s, int choice)
+static int
+slot_of_choice(const struct cursor *c, const struct job *job, int choice)
 {
+    for (int i = 0; i < c->n_order; i++) {
+        const struct sequence *s = &c->sequences[c->order[i]];
+
+        if (s->job == job && s->choice == choice)
+            return c->order[i];
+    }
+    return -1;
+}
+
+/* The parameters of the token that choice, which is in `slot`, samples next. */
+static struct sample_params
+sampling(const struct sequence *s, int choice, int slot)
+{
+    int64_t n_before = s->n_generated + s->n_pending;
     const struct job *job = s->job;
     struct sample_params p = job->params;
 
     p.seed = job->seed[choice];
-    p.draw = (uint64_t)s->n_generated;
+    p.draw = (uint64_t)n_before;
     p.forced = -1;
+    p.slot = slot;
     p.counts = s->counts;
     p.n_counts = s->n_counts;
-    if (s->n_generated < job->min_tokens) {
+    if (n_before < job->min_tokens) {
         p.banned = job->stop_ids;
         p.n_banned = job->n_stop_ids;
     }
@@ -68,25 +85,37 @@ put_row(struct cursor *c, int32_t token, int32_t position)
     c->b->row_seq[c->n_rows] = c->n_seqs - 1;
     if (c->b->skip)
         c->b->skip[c->n_rows] = (uint8_t)c->b->seq[c->n_seqs - 1].engram_off;
+    if (c->b->awaits)
+        c->b->awaits[c->n_rows] = -1;
     c->n_rows++;
 }
 
 static void
-put_decode(struct cursor *c, struct sequence *s, int slot)
+put_decode(struct cursor *c, const struct sequence *s, int slot)
 {
-    int max_order = c->options->shape->engram.max_order;
-    struct sample_params params = sampling(s, s->choice);
+    const struct engram_shape *engram = &c->options->shape->engram;
+    struct sample_params params = sampling(s, s->choice, slot);
+    bool pending = s->n_pending > 0;
+    int row = c->n_rows;
 
     put_sequence(c, s, slot, 1);
-    if (c->options->compressed)
-        for (int k = 0; k < max_order; k++)
-            c->b->ngram_ids[c->n_rows * max_order + k] = s->recent[k];
-    put_output(c, c->n_rows, &params, s, s->choice, 0);
-    put_row(c, s->next_token, s->context);
+    put_output(c, row, &params, slot, s->choice, 0);
+    put_row(c, pending ? TOKEN_OF_SLOT : s->next_token, s->context);
+    if (!c->options->compressed)
+        return;
+    int32_t *ids = c->b->ngram_ids + row * engram->max_order;
+
+    for (int k = 0; k < engram->max_order; k++)
+        ids[k] = !pending ? s->recent[k] : k ? s->recent[k - 1] : engram->pad_id;
+    if (pending && !s->job->engram_off) {
+        ASSERT(s->n_pending == 1); /* those before it are in recent */
+        c->b->awaits[row] = s->pending_output;
+        c->b->n_awaits++;
+    }
 }
 
 static void
-put_chunk(struct cursor *c, struct sequence *s, int slot, int n_rows)
+put_chunk(struct cursor *c, const struct sequence *s, int slot, int n_rows)
 {
     const struct engram_shape *engram = &c->options->shape->engram;
     const struct job *job = s->job;
@@ -101,37 +130,45 @@ put_chunk(struct cursor *c, struct sequence *s, int slot, int n_rows)
                     at >= k ? c->options->compressed[job->prompt[at - k]] : engram->pad_id;
         if (job->score_prompt && at + 1 < job->n_prompt) {
             struct sample_params score = {.forced = job->prompt[at + 1],
+                                          .slot = -1,
                                           .n_top = job->params.n_top,
                                           .temperature = 1,
                                           .top_p = 1,
                                           .repetition_penalty = 1};
 
-            put_output(c, c->n_rows, &score, s, -1, at + 1);
+            put_output(c, c->n_rows, &score, slot, -1, at + 1);
         }
         if (at + 1 == job->n_prompt && job->max_tokens > 0)
             for (int choice = 0; choice < job->n_choices; choice++) {
-                struct sample_params params = sampling(s, choice);
+                int of = slot_of_choice(c, job, choice);
+                struct sample_params params = sampling(s, choice, of);
 
-                put_output(c, c->n_rows, &params, s, choice, 0);
+                put_output(c, c->n_rows, &params, of, choice, 0);
             }
         put_row(c, job->prompt[at], at);
     }
 }
 
 int
-batch_compose(struct step_buffer *b, struct sequence *sequences, const int *order, int n_order,
-              const struct batch_options *options, struct batch_use *uses)
+batch_compose(struct step_buffer *b, const struct sequence *sequences, const int *order,
+              int n_order, const struct batch_options *options, struct batch_use *uses)
 {
-    struct cursor c = {.b = b, .options = options, .uses = uses};
+    struct cursor c = {.b = b,
+                       .options = options,
+                       .uses = uses,
+                       .sequences = sequences,
+                       .order = order,
+                       .n_order = n_order};
     int room = options->prefill_chunk;
 
+    b->n_awaits = 0;
     for (int i = 0; i < n_order; i++)
-        if (sequences[order[i]].phase == SEQUENCE_DECODE)
+        if (sequence_may_decode(&sequences[order[i]]))
             put_decode(&c, &sequences[order[i]], order[i]);
     int n_decode = c.n_rows;
 
     for (int i = 0; i < n_order; i++) {
-        struct sequence *s = &sequences[order[i]];
+        const struct sequence *s = &sequences[order[i]];
 
         if (s->phase != SEQUENCE_PREFILL)
             continue;

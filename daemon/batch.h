@@ -8,7 +8,7 @@
 
 /* What a row of outputs is for. */
 struct batch_use {
-    struct job *job;
+    int slot;         /* of the sequence it is for */
     int choice;       /* sampled for this choice of the job; -1: a prompt score */
     int prompt_index; /* score of prompt[prompt_index] */
 };
@@ -19,11 +19,12 @@ struct batch_options {
     int page_tokens, prefill_chunk;
 };
 
-/* Fills the buffer: a row for every sequence in DECODE, then chunks of sequences in PREFILL in the
+/* Fills the buffer: a row for every sequence that may decode (sequence.h; its token is TOKEN_OF_SLOT
+ * while one is pending, and the row awaits it), then chunks of sequences in PREFILL in the
  * order given by `order` (slots, oldest first), at most prefill_chunk rows of them. Returns the
  * number of rows. uses is [max_outputs]. The last chunk of a prompt has one sampled output per
  * choice of its job.        */
-int batch_compose(struct step_buffer *buffer, struct sequence *sequences, const int *order,
+int batch_compose(struct step_buffer *buffer, const struct sequence *sequences, const int *order,
                   int n_order, const struct batch_options *options, struct batch_use *uses);
 
 #endif

@@ -1,4 +1,9 @@
-/* engine: continuous batching with chunked prefill over a paged KV cache, one step after the other.
+/* engine: continuous batching with chunked prefill over a paged KV cache.
+ *
+ * On a device that runs behind the host the next step is issued before the tokens of the one before
+ * it are known: the device remembers them (TOKEN_OF_SLOT), the resolver hashes them as they appear.
+ * Tokens do not depend on it. Only sequences with penalties, whose counts are the host's, sit out
+ * every step that is issued before their last token is known. engine_state.h has the rules.
  *
  * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what
  * is computed for it never depends on what else is in the batch. Pages for prompt and completion of
@@ -14,7 +19,8 @@
 #include "gpu/forward.h"
 #include "gpu/kv_pages.h"
 
-/* Steps begun whose rows may still be on their way. */
+/* Steps begun whose rows may still be on their way: those the device works on, and those that timed
+ * out. */
 enum { ENGINE_STEPS_IN_FLIGHT = 3 };
 
 struct engine;
@@ -30,6 +36,8 @@ struct engine_options {
     int max_queue;             /* choices that may wait beyond those in the batch */
     int max_sequence_pages;    /* KV pages of the longest sequence */
     uint64_t row_timeout_ns;
+    uint64_t step_timeout_ns; /* a step that takes longer, waits for rows aside, is never going to
+                               * end; 0: a minute */
     struct metrics *metrics;
     void (*heartbeat)(
         void *arg); /* called by the engine thread after each iteration, idle ones included */

@@ -18,6 +18,10 @@ static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
  */
 enum { PREFETCH_SLICE = 64, MAILBOX_CAPACITY = 4096, STEP_MESSAGES = 16 };
 
+/* How the end of a step is waited for, whose tokens the next one needs: looking all the time at
+ * first, then now and then. Disk reads that land are seen to in either. */
+static const uint64_t look_ns = 500 * 1000, pause_ns = 20 * 1000;
+
 struct message {
     enum message_kind kind;
     struct step_buffer *buffer;    /* STEP */
@@ -32,6 +36,7 @@ struct message {
 struct resolver {
     /* Set before the thread starts. */
     const struct model_shape *shape;
+    const int32_t *compressed; /* [vocab] */
     struct mailbox *mailbox;
     struct tiers *tiers;
     pthread_t thread;
@@ -40,20 +45,25 @@ struct resolver {
     struct message *plan; /* prompt being planned; later ones wait in plan_queue */
     struct message *plan_queue[64];
     int n_plans;
-    uint64_t *plan_mix; /* [PREFETCH_SLICE] per order */
+    uint64_t *plan_mix;                      /* [PREFETCH_SLICE] per order */
+    struct step_buffer *step[STEP_MESSAGES]; /* [n_steps] posted, not resolved yet, oldest first */
+    int n_steps;
+    uint64_t look_until_ns; /* of step[0] */
     /* Engine: its messages are recycled, one per step kind in turn. */
     struct message step_message[STEP_MESSAGES];
     unsigned next_step_message;
 };
 
 int
-resolver_new(struct resolver **ret_resolver, const struct model_shape *shape, struct err *err)
+resolver_new(struct resolver **ret_resolver, const struct model_shape *shape,
+             const int32_t *compressed, struct err *err)
 {
     struct resolver *r = calloc(1, sizeof *r);
 
     if (r == NULL)
         return err_set(err, ENOMEM, "no memory for the resolver");
     r->shape = shape;
+    r->compressed = compressed;
     r->mailbox = mailbox_new(MAILBOX_CAPACITY);
     r->plan_mix = calloc((size_t)PREFETCH_SLICE * SHAPE_MAX_ORDERS, sizeof *r->plan_mix);
     if (r->mailbox == NULL || r->plan_mix == NULL) {
@@ -70,14 +80,46 @@ resolver_notify(void *resolver)
     mailbox_wake(((struct resolver *)resolver)->mailbox);
 }
 
+/* The step before has ended, or is taken to never end. */
+static bool
+tokens_known(const struct step_buffer *b)
+{
+    return b->before == NULL || step_report_done(b->before->report, b->before_step);
+}
+
+/* Fills in the ids of the tokens that the step before has sampled. A row whose token it did not give
+ * fails; its sequence has failed with that step, so that nobody will ask for the row's result. */
+static void
+take_tokens(struct resolver *r, struct step_buffer *b)
+{
+    const struct engram_shape *engram = &r->shape->engram;
+    bool ended = tokens_known(b) && b->before && b->before->report->status == 0;
+
+    for (int row = 0; row < b->forward.batch.n_rows && b->n_awaits; row++) {
+        if (b->awaits[row] < 0)
+            continue;
+        int32_t token = ended ? b->before->results[b->awaits[row]].token : -1;
+
+        if (token >= 0 && token < r->shape->vocab) {
+            b->ngram_ids[(size_t)row * (size_t)engram->max_order] = r->compressed[token];
+            continue;
+        }
+        b->skip[row] = 1;
+        for (int t = 0; t < engram->n_layers; t++)
+            b->failed[t][row] = 1;
+    }
+}
+
 static void
 resolve_step(struct resolver *r, struct step_buffer *b)
 {
     const struct engram_shape *engram = &r->shape->engram;
     int n_orders = engram->max_order - 1, n_rows = b->forward.batch.n_rows;
 
-    for (int t = 0; t < engram->n_layers; t++) {
+    for (int t = 0; t < engram->n_layers; t++)
         memset(b->failed[t], 0, (size_t)n_rows);
+    take_tokens(r, b);
+    for (int t = 0; t < engram->n_layers; t++) {
         for (int row = 0; row < n_rows; row++)
             ngram_hash_mix(engram, t, b->ngram_ids + (size_t)row * (size_t)engram->max_order,
                            b->mix[t] + (size_t)row * (size_t)n_orders);
@@ -131,6 +173,53 @@ plan_slice(struct resolver *r)
     }
 }
 
+/* The next prompt's plan begins, or the one at hand goes on. */
+static void
+plan_some(struct resolver *r)
+{
+    if (r->plan == NULL && r->n_plans > 0) {
+        r->plan = r->plan_queue[0];
+        memmove(r->plan_queue, r->plan_queue + 1, (size_t)--r->n_plans * sizeof *r->plan_queue);
+    }
+    if (r->plan)
+        plan_slice(r);
+}
+
+/* Resolves the posted steps whose tokens are known, in their order. */
+static void
+resolve_known(struct resolver *r)
+{
+    while (r->n_steps) {
+        struct step_buffer *b = r->step[0];
+
+        if (!tokens_known(b) && clock_now_ns() < b->give_up_ns)
+            return;
+        resolve_step(r, b);
+        memmove(r->step, r->step + 1, (size_t)--r->n_steps * sizeof *r->step);
+        r->look_until_ns = clock_now_ns() + look_ns;
+    }
+}
+
+static void
+add_step(struct resolver *r, struct step_buffer *b)
+{
+    ASSERT(r->n_steps < STEP_MESSAGES);
+    if (r->n_steps == 0)
+        r->look_until_ns = clock_now_ns() + look_ns;
+    r->step[r->n_steps++] = b;
+}
+
+/* How long the mailbox may be waited for. */
+static uint64_t
+patience_ns(const struct resolver *r)
+{
+    if (r->plan != NULL || r->n_plans > 0)
+        return 0;
+    if (r->n_steps)
+        return clock_now_ns() < r->look_until_ns ? 0 : pause_ns;
+    return UINT64_MAX;
+}
+
 static void *
 resolver_main(void *arg)
 {
@@ -138,23 +227,18 @@ resolver_main(void *arg)
 
     thread_enter(THREAD_RESOLVER);
     for (;;) {
-        bool planning = r->plan != NULL || r->n_plans > 0;
-        struct message *m = mailbox_receive(r->mailbox, planning ? 0 : UINT64_MAX);
+        struct message *m = mailbox_receive(r->mailbox, patience_ns(r));
 
         tiers_poll(r->tiers);
+        resolve_known(r);
         if (m == NULL) {
-            if (r->plan == NULL && r->n_plans > 0) {
-                r->plan = r->plan_queue[0];
-                memmove(r->plan_queue, r->plan_queue + 1,
-                        (size_t)--r->n_plans * sizeof *r->plan_queue);
-            }
-            if (r->plan)
-                plan_slice(r);
+            plan_some(r);
             continue;
         }
         switch (m->kind) {
         case MESSAGE_STEP:
-            resolve_step(r, m->buffer);
+            add_step(r, m->buffer);
+            resolve_known(r);
             break;
         case MESSAGE_DONE:
             if (m->ok)

@@ -17,8 +17,9 @@ struct resolver_options {
 };
 
 /* The mailbox must exist before the cold store is opened, the tiers after: hence two calls. */
-int resolver_new(struct resolver **ret_resolver, const struct model_shape *shape, struct err *err);
-void resolver_notify(void *resolver); /* cold_notify_fn: any thread */
+int resolver_new(struct resolver **ret_resolver, const struct model_shape *shape,
+                 const int32_t *compressed, struct err *err); /* both borrowed */
+void resolver_notify(void *resolver);                         /* cold_notify_fn: any thread */
 int resolver_start(struct resolver *resolver, const struct tiers_options *options, struct err *err);
 /* Stops the thread, waits for reads in flight, frees the tiers: nothing writes to a step buffer any
  * more. */
@@ -26,7 +27,10 @@ void resolver_stop(struct resolver *resolver);
 /* After the cold store is closed: until then its threads may notify. Accepts NULL, returns NULL. */
 struct resolver *resolver_free(struct resolver *resolver);
 
-/* Engine. The buffer's ids and rows are filled; returns at once. */
+/* Engine. The buffer's ids and rows are filled, but for the ids that rows await: the resolver sees
+ * the tokens of the step before as soon as it has ended, and goes on with what else there is to do
+ * until then. Returns at once. Every flag of the step is raised in the end, also when the step
+ * before fails or does not end by give_up_ns: its rows are marked failed then. */
 void resolver_post_step(struct resolver *resolver, struct step_buffer *buffer);
 /* Engine. Nothing reads the step's bundles any more; ok false: the device did not run it to its
  * end, so that promotions may not have happened. */

@@ -81,6 +81,33 @@ sequence_release(struct sequence *s, struct kv_pages *pages)
 }
 
 void
+sequence_drain(struct sequence *s)
+{
+    s->phase = SEQUENCE_DRAINING;
+    s->job = NULL;
+}
+
+bool
+sequence_may_decode(const struct sequence *s)
+{
+    return s->phase == SEQUENCE_DECODE && s->n_generated + s->n_pending < s->job->max_tokens &&
+           (s->n_pending == 0 || s->counts == NULL);
+}
+
+void
+sequence_prompt_issued(struct sequence *s, const struct engram_shape *engram,
+                       const int32_t *compressed)
+{
+    const struct job *job = s->job;
+
+    ASSERT(s->phase == SEQUENCE_PREFILL && s->context == job->n_prompt);
+    s->phase = SEQUENCE_DECODE;
+    for (int k = 0; k < engram->max_order && compressed; k++)
+        s->recent[k] =
+            job->n_prompt > k ? compressed[job->prompt[job->n_prompt - 1 - k]] : engram->pad_id;
+}
+
+void
 sequence_append(struct sequence *s, int32_t token, const int32_t *compressed)
 {
     s->next_token = token;

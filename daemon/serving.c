@@ -308,7 +308,7 @@ start_tiers(struct loading *l)
 
     if (engram->n_layers == 0)
         return 0;
-    if ((status = resolver_new(&s->resolver, &s->config.shape, l->err)) < 0 ||
+    if ((status = resolver_new(&s->resolver, &s->config.shape, s->compressed, l->err)) < 0 ||
         (status = open_cold_store(l)) < 0)
         return status;
     struct tiers_options options = {

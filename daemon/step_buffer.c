@@ -31,16 +31,16 @@ step_buffer_init(struct step_buffer *b, struct device *device, const struct mode
     b->report = ops->alloc_shared(device, sizeof *b->report);
     b->ready = ops->alloc_shared(device, SHAPE_MAX_ENGRAM_LAYERS * sizeof *b->ready);
     b->outputs = calloc(outputs, sizeof *b->outputs);
-    bool ok =
-        b->token && b->position && b->row_seq && b->seq && b->pages && b->results && b->outputs &&
-        b->report && b->ready;
+    bool ok = b->token && b->position && b->row_seq && b->seq && b->pages && b->results &&
+              b->outputs && b->report && b->ready;
 
     if (orders(shape)) {
         size_t cells = rows * (size_t)orders(shape);
 
         b->ngram_ids = calloc(rows * (size_t)shape->engram.max_order, sizeof *b->ngram_ids);
+        b->awaits = calloc(rows, sizeof *b->awaits);
         b->skip = calloc(rows, 1);
-        ok = ok && b->ngram_ids && b->skip;
+        ok = ok && b->ngram_ids && b->awaits && b->skip;
         for (int t = 0; t < shape->engram.n_layers; t++) {
             b->address[t] = ops->alloc_shared(device, cells * sizeof *b->address[t]);
             b->mix[t] = ops->alloc_shared(device, cells * sizeof *b->mix[t]);
@@ -72,6 +72,7 @@ step_buffer_fini(struct step_buffer *b, struct device *device, const struct mode
     ops->free_shared(device, b->ready, SHAPE_MAX_ENGRAM_LAYERS * sizeof *b->ready);
     free(b->outputs);
     free(b->ngram_ids);
+    free(b->awaits);
     free(b->skip);
     for (int t = 0; t < shape->engram.n_layers; t++) {
         ops->free_shared(device, b->address[t], cells * sizeof *b->address[t]);

@@ -2,9 +2,10 @@
  * sequences, pages, N-gram ids and mixes, bundle addresses, outputs and results. Made once, filled
  * per step.
  *
- * The engine fills rows and ids, the resolver mixes, addresses and `failed` (until the flags are
- * raised), the device results. A buffer is free for the next step when the step is done and every
- * flag has been raised. */
+ * The engine fills rows and the ids of tokens it has seen, the resolver the ids of tokens that the
+ * step before is sampling (awaits), mixes, addresses and `failed` (until the flags are raised), the
+ * device results. A buffer is free for the next step when its step is done, every flag has been
+ * raised, and so have those of the step that awaits its results. */
 #ifndef DAEMON_STEP_BUFFER_H
 #define DAEMON_STEP_BUFFER_H
 
@@ -26,8 +27,15 @@ struct step_buffer {
     struct bundle_address *address[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows, orders] */
     uint64_t *mix[SHAPE_MAX_ENGRAM_LAYERS];                  /* [max_rows, orders] */
     /* Host memory. */
-    struct forward_output *outputs;           /* [max_outputs] */
-    int32_t *ngram_ids;                       /* [max_rows, max_order] compressed, newest first */
+    struct forward_output *outputs; /* [max_outputs] */
+    int32_t *ngram_ids;             /* [max_rows, max_order] compressed, newest first */
+    /* [max_rows] index into before->results of the row's own token, whose id, the first of its
+     * ngram_ids, is the resolver's to fill in; -1: its ids are complete. */
+    int32_t *awaits;
+    int n_awaits;                             /* rows that await */
+    struct step_buffer *before;               /* NULL when no row awaits */
+    uint64_t before_step;                     /* of `before` */
+    uint64_t give_up_ns;                      /* when its end is not waited for any more */
     uint8_t *skip;                            /* [max_rows] 1: the row takes no part in Engram */
     uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows] */
     uint64_t posted_ns;

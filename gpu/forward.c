@@ -29,17 +29,24 @@ check_step(const struct forward *f, const struct forward_step *step, struct err 
         if ((int64_t)s->n_pages * f->limits.page_tokens < end)
             return err_set(err, EINVAL, "sequence %d of the step: %d pages for %lld tokens", i,
                            s->n_pages, (long long)end);
+        bool remembered = i < b->n_decode && b->token[row] == TOKEN_OF_SLOT &&
+                          s->state_slot >= 0 && s->state_slot < f->limits.n_states;
         for (int r = 0; r < s->n_rows; r++, row++)
             if (b->row_seq[row] != i || b->position[row] != s->context + r ||
-                b->token[row] < (i < b->n_decode ? TOKEN_OF_SLOT : 0) || b->token[row] >= f->shape.vocab)
+                (b->token[row] < 0 && !remembered) || b->token[row] >= f->shape.vocab)
                 return err_set(err, EINVAL, "row %d of the step: token %d at position %d", row,
                                b->token[row], b->position[row]);
     }
     if (row != b->n_rows)
         return err_set(err, EINVAL, "%d rows of the step belong to no sequence", b->n_rows - row);
-    for (int i = 0; i < step->n_outputs; i++)
+    for (int i = 0; i < step->n_outputs; i++) {
+        int32_t slot = step->outputs[i].params.slot;
+
         if (step->outputs[i].row < 0 || step->outputs[i].row >= b->n_rows)
             return err_set(err, EINVAL, "output %d of the step: row %d", i, step->outputs[i].row);
+        if (slot > 0 && slot >= f->limits.n_states) /* 0 where there are no slots: nobody asks */
+            return err_set(err, EINVAL, "output %d of the step: state slot %d", i, slot);
+    }
     return 0;
 }
 
@@ -287,6 +294,32 @@ forward_run(struct forward *f, struct forward_step *step, struct err *err)
     return 0;
 }
 
+/* How a step ended whose report is there: 0 or -ETIMEDOUT. */
+static int
+conclude(const struct forward *f, struct forward_step *step, struct err *err)
+{
+    take_waits(f, step);
+    if (step->report->status == -ETIMEDOUT)
+        return err_set(err, ETIMEDOUT, "rows of an Engram layer did not come in time");
+    return 0;
+}
+
+int
+forward_poll(struct forward *f, struct forward_step *step, struct err *err)
+{
+    /* First the device: once it has finished, the report is there. */
+    int polled = forward_done(step) ? 1 : f->device->ops->poll(f->device, NULL);
+
+    if (polled < 0)
+        return err_errno(err, -polled, "the device failed during a step");
+    if (polled == 0)
+        return 0;
+    if (!forward_done(step))
+        return err_set(err, EIO, "the device lost a step");
+    int result = conclude(f, step, err);
+    return result < 0 ? result : 1;
+}
+
 int
 forward_wait(struct forward *f, struct forward_step *step, struct err *err)
 {
@@ -294,10 +327,7 @@ forward_wait(struct forward *f, struct forward_step *step, struct err *err)
 
     if (result < 0)
         return err_errno(err, -result, "the device failed during a step");
-    take_waits(f, step);
-    if (step->report->status == -ETIMEDOUT)
-        return err_set(err, ETIMEDOUT, "rows of an Engram layer did not come in time");
-    return 0;
+    return conclude(f, step, err);
 }
 
 int

@@ -52,11 +52,22 @@ int forward_fill_all(struct forward *forward, uint64_t seed, struct err *err);
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 
-/* Issues one step; a device that runs behind has not finished it when this returns: forward_wait
- * tells how it ended. -ETIMEDOUT, here or there: an Engram layer's rows did not
+/* Issues one step; a device that runs behind has not finished it when this returns: forward_poll or
+ * forward_wait tell how it ended. Steps run in the order of their issue; the next may be issued
+ * before this one has ended. The lists that sample_params point to are the caller's again at once.
+ * -ETIMEDOUT, here or there: an Engram layer's rows did not
  * come in time, nothing was sampled, and KV and states of the step's sequences are as if it had not
  * run far: the caller ends or redoes them. */
 int forward_run(struct forward *forward, struct forward_step *step, struct err *err);
+/* True: the step has ended; its results and its report are there. */
+static inline bool
+forward_done(const struct forward_step *step)
+{
+    return step_report_done(step->report, step->step);
+}
+/* 0: not yet. 1: it ended well. -ETIMEDOUT as above; or the device's error, also when the step will
+ * never end because of it. Never waits. Fills in how long the step stood before each layer. */
+int forward_poll(struct forward *forward, struct forward_step *step, struct err *err);
 /* Waits for everything that was issued, and says how `step`, the last of it, ended: 0, -ETIMEDOUT as
  * above, or the device's error. Fills in how long it stood before each layer. */
 int forward_wait(struct forward *forward, struct forward_step *step, struct err *err);

@@ -4,7 +4,8 @@
  *
  * Memory marked "shared" was given out by device_ops.alloc_shared: host and device read and write
  * it at one address. A step is asynchronous on a device that runs behind the host: what it points
- * to stays as it is until report->done has reached the step's number. */
+ * to stays as it is until report->done has reached the step's number, but for the lists of
+ * sample_params, which begin_step has copied where it returns before the step has run. */
 #ifndef GPU_STEP_H
 #define GPU_STEP_H
 
@@ -124,6 +125,13 @@ struct step_report {
     int32_t unused;
     uint64_t waited_ns[SHAPE_MAX_ENGRAM_LAYERS]; /* how long the step stood before each layer */
 };
+
+/* Whether a step of this number has ended: results and report are there. Any thread. */
+static inline bool
+step_report_done(const struct step_report *report, uint64_t step)
+{
+    return __atomic_load_n(&report->done, __ATOMIC_ACQUIRE) >= step;
+}
 
 struct forward_step {
     uint64_t step;              /* number, rising; 0: the forward pass counts for itself */

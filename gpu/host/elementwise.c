@@ -9,6 +9,7 @@ struct embed_args {
     float *out;
     struct weight table;
     const struct batch *batch;
+    const int32_t *slot_token;
     const struct host_kernels *kernels;
 };
 
@@ -21,7 +22,10 @@ embed_part(void *arg, int part, int n_parts)
 
     pool_slice(a->batch->n_rows, 1, part, n_parts, &begin, &end);
     for (long r = begin; r < end; r++) {
-        size_t at = (size_t)a->batch->token[r] * hidden;
+        int32_t token = a->batch->token[r];
+        if (token == TOKEN_OF_SLOT)
+            token = a->slot_token[a->batch->seq[a->batch->row_seq[r]].state_slot];
+        size_t at = (size_t)token * hidden;
         float *out = a->out + (size_t)r * hidden;
         if (a->table.dtype == DTYPE_BF16)
             a->kernels->widen_bf16(out, (const uint16_t *)a->table.data + at, hidden);
@@ -35,7 +39,7 @@ host_embed(struct device *dev, void *out, struct weight table, const struct batc
            struct stream *stream)
 {
     struct host_device *host = host_of(dev);
-    struct embed_args a = {out, table, batch, host->kernels};
+    struct embed_args a = {out, table, batch, host->slot_token, host->kernels};
 
     host_run(host, embed_part, &a, 0.1 * batch->n_rows * table.cols);
     return 0;

@@ -46,7 +46,9 @@ host_reserve(struct device *dev, const struct model_shape *shape,
 
     host->output_row = calloc(n, sizeof *host->output_row);
     host->params = calloc(n, sizeof *host->params);
-    return host->output_row && host->params ? 0 : -ENOMEM;
+    host->slot_token = calloc((size_t)limits->n_states + 1, sizeof *host->slot_token);
+    host->n_states = limits->n_states;
+    return host->output_row && host->params && host->slot_token ? 0 : -ENOMEM;
 }
 
 static int
@@ -77,6 +79,15 @@ static int
 host_end_step(struct device *dev, const struct forward_step *step, int status,
               struct stream *stream)
 {
+    struct host_device *host = host_of(dev);
+
+    /* A void row tells its slot token 0: whoever asks finds a token of the vocabulary. */
+    for (int i = 0; i < step->n_outputs && status >= 0; i++) {
+        int32_t slot = host->params[i].slot, token = step->results[i].token;
+
+        if (slot >= 0 && slot < host->n_states)
+            host->slot_token[slot] = token < 0 ? 0 : token;
+    }
     step->report->status = status;
     __atomic_store_n(&step->report->done, step->step, __ATOMIC_RELEASE);
     return 0;
@@ -120,6 +131,7 @@ host_close(struct device *dev)
     free(host->scratch);
     free(host->output_row);
     free(host->params);
+    free(host->slot_token);
     host_memory_close(&host->memory);
     free(host);
     return NULL;

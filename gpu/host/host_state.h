@@ -46,6 +46,8 @@ struct host_device {
     /* Of the step that runs, as arrays: [max_outputs]. */
     int32_t *output_row;
     struct sample_params *params;
+    int32_t *slot_token; /* [n_states + 1] the token last sampled for each state slot */
+    int n_states;
 };
 
 static inline struct host_device *

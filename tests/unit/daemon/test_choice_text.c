@@ -43,7 +43,7 @@ unload(void **state)
 static char *
 run(const char *text, const char *const *stops, int n_stops, bool include, size_t *ret_used)
 {
-    struct completion_stop stop[8];
+    struct completion_stop stop[8] = {0};
     struct choice_text t;
     struct buf out = {0};
     size_t i;

@@ -1,0 +1,233 @@
+/* engine_jobs: jobs on their way into the batch and out of it. Thread: engine. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "daemon/engine_state.h"
+
+static struct job_block *
+next_block(struct engine *e)
+{
+    for (;;) {
+        struct job_block *block = mailbox_receive(e->free_blocks, 100 * 1000 * 1000);
+
+        if (block) {
+            block->n_events = 0;
+            return block;
+        }
+        /* The loop is behind; it never waits for us, so it will come. Shutting down counts too:
+         * then engine_free recycles. */
+        if (e->options.heartbeat)
+            e->options.heartbeat(e->options.heartbeat_arg);
+    }
+}
+
+void
+engine_flush_events(struct engine *e)
+{
+    if (e->block == NULL || e->block->n_events == 0)
+        return;
+    int status = mailbox_send(e->outbox, e->block);
+
+    ASSERT(status == 0); /* the outbox has room for every block there is */
+    e->block = NULL;
+}
+
+struct job_event *
+engine_put_event(struct engine *e, struct job *job, enum job_event_kind kind)
+{
+    if (e->block && e->block->n_events == JOB_BLOCK_EVENTS)
+        engine_flush_events(e);
+    if (e->block == NULL)
+        e->block = next_block(e);
+
+    struct job_event *event = &e->block->event[e->block->n_events++];
+
+    *event = (struct job_event){.job = job, .kind = kind};
+    return event;
+}
+
+/* The job's last event. Its sequences must be released. */
+static void
+end_job(struct engine *e, struct job *job, int error, const char *text)
+{
+    struct job_event *event = engine_put_event(e, job, JOB_ENDED);
+
+    event->error = error;
+    snprintf(event->error_text, sizeof event->error_text, "%s", text);
+    atomic_fetch_sub_explicit(&e->inside, job->n_choices, memory_order_relaxed);
+}
+
+/* Q3: now, or with the last step that knows it. */
+static void
+drop_slot(struct engine *e, int slot)
+{
+    struct sequence *s = &e->sequences[slot];
+    int at = 0;
+
+    if (s->last_step > e->done_step) {
+        sequence_drain(s);
+        e->n_draining++;
+    } else {
+        sequence_release(s, e->pages);
+    }
+    while (e->order[at] != slot)
+        at++;
+    memmove(e->order + at, e->order + at + 1, (size_t)(--e->n_order - at) * sizeof *e->order);
+}
+
+void
+engine_drop_job(struct engine *e, struct job *job, int error, const char *text)
+{
+    for (int i = e->n_order - 1; i >= 0; i--)
+        if (e->sequences[e->order[i]].job == job)
+            drop_slot(e, e->order[i]);
+    end_job(e, job, error, text);
+}
+
+void
+engine_drop_all(struct engine *e, int error, const char *text)
+{
+    while (e->n_order)
+        engine_drop_job(e, e->sequences[e->order[0]].job, error, text);
+    while (e->queue_head) {
+        struct job *job = e->queue_head;
+
+        e->queue_head = job->next;
+        end_job(e, job, error, text);
+    }
+    e->queue_tail = &e->queue_head;
+}
+
+void
+engine_end_choice(struct engine *e, int slot)
+{
+    struct job *job = e->sequences[slot].job;
+
+    drop_slot(e, slot);
+    if (--job->n_running == 0)
+        end_job(e, job, 0, "");
+}
+
+void
+engine_release_drained(struct engine *e)
+{
+    for (int slot = 0; slot < e->options.limits.max_sequences && e->n_draining; slot++) {
+        struct sequence *s = &e->sequences[slot];
+
+        if (s->phase != SEQUENCE_DRAINING || s->last_step > e->done_step)
+            continue;
+        sequence_release(s, e->pages);
+        e->n_draining--;
+    }
+}
+
+/* Takes what the loop asks for: jobs cancelled, choices stopped. Pairs with job->cancelled and
+ * stop. */
+void
+engine_cancel_sweep(struct engine *e)
+{
+    for (int i = e->n_order - 1; i >= 0; i--) {
+        if (i >= e->n_order)
+            continue; /* several slots of one job went at once */
+        struct sequence *s = &e->sequences[e->order[i]];
+
+        if (atomic_load_explicit(&s->job->cancelled, memory_order_acquire))
+            engine_drop_job(e, s->job, -ECANCELED, "cancelled");
+        else if (s->phase == SEQUENCE_DECODE &&
+                 atomic_load_explicit(&s->job->stop[s->choice], memory_order_acquire))
+            engine_end_choice(e, e->order[i]);
+    }
+    for (struct job **at = &e->queue_head; *at;) {
+        struct job *job = *at;
+
+        if (atomic_load_explicit(&job->cancelled, memory_order_acquire)) {
+            *at = job->next;
+            end_job(e, job, -ECANCELED, "cancelled");
+        } else {
+            at = &job->next;
+        }
+    }
+    e->queue_tail = &e->queue_head;
+    while (*e->queue_tail)
+        e->queue_tail = &(*e->queue_tail)->next;
+}
+
+static int
+free_slot(const struct engine *e)
+{
+    int slot = 0;
+
+    while (e->sequences[slot].phase != SEQUENCE_FREE)
+        slot++;
+    return slot;
+}
+
+int
+engine_shared_pages(const struct engine *e, const struct job *job)
+{
+    return job->n_choices > 1 ? job->n_prompt / e->batch.page_tokens : 0;
+}
+
+/* Reserves slots and pages for all choices of a job, or nothing. */
+static int
+admit(struct engine *e, struct job *job)
+{
+    int old_n_order = e->n_order;
+
+    if (e->n_order + e->n_draining + job->n_choices > e->options.limits.max_sequences)
+        return -ENOSPC;
+    for (int choice = 0; choice < job->n_choices; choice++) {
+        int slot = free_slot(e);
+        int status = sequence_reserve(&e->sequences[slot], job, choice,
+                                      choice ? engine_shared_pages(e, job) : 0, e->pages,
+                                      e->batch.page_tokens);
+
+        if (status < 0) {
+            while (e->n_order > old_n_order)
+                drop_slot(e, e->order[e->n_order - 1]);
+            return status;
+        }
+        e->order[e->n_order++] = slot;
+    }
+    e->sequences[e->order[old_n_order]].phase = SEQUENCE_PREFILL;
+    job->n_running = job->n_choices;
+    return 0;
+}
+
+void
+engine_admit_waiting(struct engine *e)
+{
+    while (e->queue_head) {
+        struct job *job = e->queue_head;
+        int status = admit(e, job);
+
+        if (status == -ENOSPC && e->n_order + e->n_draining > 0)
+            break; /* running sequences will make room */
+        e->queue_head = job->next;
+        if (e->queue_head == NULL)
+            e->queue_tail = &e->queue_head;
+        if (status < 0)
+            end_job(e, job, status, "no memory for the request");
+    }
+    int waiting = 0;
+
+    for (const struct job *job = e->queue_head; job; job = job->next)
+        waiting += job->n_choices;
+    atomic_store_explicit(&e->waiting, waiting, memory_order_relaxed);
+    atomic_store_explicit(&e->running, e->n_order, memory_order_relaxed);
+    atomic_store_explicit(&e->pages_used, kv_pages_n(e->pages) - kv_pages_n_free(e->pages),
+                          memory_order_relaxed);
+}
+
+void
+engine_take_inbox(struct engine *e, uint64_t timeout_ns)
+{
+    struct job *job = mailbox_receive(e->inbox, timeout_ns);
+
+    for (; job; job = mailbox_receive(e->inbox, 0)) {
+        job->next = NULL;
+        *e->queue_tail = job;
+        e->queue_tail = &job->next;
+    }
+}

@@ -1,0 +1,103 @@
+/* engine_state: what engine.c, engine_jobs.c and engine_step.c share. Private to the engine.
+ *
+ * A turn of the engine's thread:
+ *
+ *     take the steps that have ended -> inbox -> cancelled -> admit -> compose and issue one step
+ *     nothing to issue: wait for the oldest step in flight, or for a message
+ *
+ *     step buffer: FREE --issued--> IN_FLIGHT --ended--> FREE
+ *                                     --timed out--> ABANDONED --rows landed--> FREE
+ *
+ * E1  Steps end in the order of their issue, and are taken in that order.
+ * E2  At most ENGINE_STEPS_AHEAD steps are in flight: when one is composed, a sequence waits for one
+ *     token at most, and that one is of the newest step in flight.
+ * E3  A step that timed out changed nothing that can be relied on: every job with a row in it ends.
+ *     Rows such a job has in the step behind it, issued already, are computed from nothing and are
+ *     for nobody (Q3). A job that first appears in the step behind took nothing from the step that
+ *     timed out, and goes on.
+ * E4  After an error of the device nothing is in flight any more: every job ends, no step is issued.
+ * On a device that has run a step when forward_run returns, the step is taken before the next one is
+ * composed: nothing is ever pending, by the same code. */
+#ifndef DAEMON_ENGINE_STATE_H
+#define DAEMON_ENGINE_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/batch.h"
+#include "daemon/engine.h"
+
+/* A step that timed out keeps its buffer until its rows have landed; the others work on meanwhile.
+ */
+enum { STEP_BUFFERS = ENGINE_STEPS_IN_FLIGHT, ENGINE_STEPS_AHEAD = 2 };
+
+enum buffer_state { BUFFER_FREE, BUFFER_IN_FLIGHT, BUFFER_ABANDONED };
+
+struct engine {
+    /* Set before the thread starts. */
+    struct engine_options options;
+    struct mailbox *inbox, *outbox, *free_blocks;
+    struct job_block *blocks; /* [EVENT_BLOCKS] */
+    pthread_t thread;
+    bool started;
+    struct batch_options batch;
+    uint64_t step_limit_ns; /* longest time the oldest step may take */
+
+    /* Loop adds, engine takes away. */
+    _Atomic int inside;    /* choices submitted and not ended */
+    _Atomic bool stopping; /* loop to engine */
+    _Atomic bool stopped;  /* engine to loop */
+
+    /* Engine. */
+    struct kv_pages *pages;
+    struct sequence *sequences; /* [max_sequences] */
+    int *order;                 /* [n_order] slots in use, oldest first, without those that drain */
+    int n_order, n_draining;
+    struct job *queue_head, **queue_tail;
+    struct step_buffer buffer[STEP_BUFFERS];
+    enum buffer_state buffer_state[STEP_BUFFERS];
+    struct batch_use *uses[STEP_BUFFERS];           /* [max_outputs] of each */
+    struct step_buffer *flight[ENGINE_STEPS_AHEAD]; /* [n_flight] oldest first */
+    int n_flight;
+    uint64_t last_step, done_step; /* newest issued; newest ended */
+    uint64_t oldest_since_ns;      /* when flight[0] became the oldest */
+    uint64_t starved_since_ns;     /* 0: there is a buffer, or nothing to compute */
+    struct job_block *block;       /* being filled */
+
+    /* Engine writes, anyone reads. */
+    _Atomic int running, waiting, fault;
+    _Atomic int pages_used;
+};
+
+/* engine_jobs.c: which jobs are in the batch, and what the loop is told of them. */
+
+/* What has been put so far goes to the loop. */
+void engine_flush_events(struct engine *e);
+struct job_event *engine_put_event(struct engine *e, struct job *job, enum job_event_kind kind);
+/* Ends a job whatever its sequences do. */
+void engine_drop_job(struct engine *e, struct job *job, int error, const char *text);
+/* Ends those in the batch and those in the queue. */
+void engine_drop_all(struct engine *e, int error, const char *text);
+/* Ends one choice, and its job with the last one. */
+void engine_end_choice(struct engine *e, int slot);
+/* Frees what drained until the last step that ended. */
+void engine_release_drained(struct engine *e);
+/* Full pages of the prompt are shared by all choices; the rest each choice has for itself. */
+int engine_shared_pages(const struct engine *e, const struct job *job);
+/* Waits for a message at most timeout_ns, then queues all jobs there are. */
+void engine_take_inbox(struct engine *e, uint64_t timeout_ns);
+/* Takes what the loop asks for: jobs cancelled, choices stopped. */
+void engine_cancel_sweep(struct engine *e);
+void engine_admit_waiting(struct engine *e);
+
+/* engine_step.c: steps on their way through the device. */
+
+/* Composes and issues a step: true; false when there is nothing to compute, or no buffer. */
+bool engine_issue(struct engine *e);
+/* Takes every step that has ended. */
+void engine_take_ended(struct engine *e);
+/* Waits until the oldest step in flight has ended, and takes it. Bounded: a device that does not
+ * answer is a device that failed. */
+void engine_wait_oldest(struct engine *e);
+
+#endif
