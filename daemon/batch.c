@@ -46,6 +46,7 @@ sampling(const struct sequence *s, int choice, int slot)
     p.draw = (uint64_t)n_before;
     p.forced = -1;
     p.slot = slot;
+    p.replay = job->replay ? &job->replay[n_before] : NULL;
     p.counts = s->counts;
     p.n_counts = s->n_counts;
     if (n_before < job->min_tokens) {

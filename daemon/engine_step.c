@@ -136,11 +136,16 @@ describe_step(struct engine *e, struct step_buffer *b)
         b->before = e->flight[e->n_flight - 1]; /* E2 */
         b->before_step = b->before->step;
     }
-    for (int t = 0; t < n_tables(e); t++)
+    for (int t = 0; t < n_tables(e); t++) {
+        struct tier_resident resident = resolver_resident(e->options.resolver, t);
+
         b->forward.engram[t] = (struct forward_engram){.address = b->address[t],
                                                        .ready = &b->ready[t],
                                                        .ready_value = b->step,
-                                                       .mix = b->mix[t]};
+                                                       .mix = b->mix[t],
+                                                       .weights = resident.weights,
+                                                       .scales = resident.scales};
+    }
 }
 
 static void

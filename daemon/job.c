@@ -10,6 +10,7 @@ job_free(struct job *job)
     free(job->prompt);
     free(job->bias);
     free(job->prompt_scores);
+    free(job->replay);
     free(job);
     return NULL;
 }

@@ -38,6 +38,9 @@ struct job {
     int n_stop_ids; /* tokens that end a choice: the model's own (unless ignored) and the request's
                      */
     int32_t stop_ids[JOB_MAX_STOP_IDS];
+    /* NULL, or [max_tokens], owned: the tokens that every choice is given in place of those sampled,
+     * once the work is done; for benchmarks. */
+    int32_t *replay;
 
     /* Loop, at any time. */
     _Atomic bool cancelled;             /* pairs with engine's cancel_sweep */

@@ -39,6 +39,7 @@ struct resolver {
     const int32_t *compressed; /* [vocab] */
     struct mailbox *mailbox;
     struct tiers *tiers;
+    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
     pthread_t thread;
     bool started;
     /* Resolver thread. */
@@ -277,6 +278,7 @@ resolver_start(struct resolver *r, const struct tiers_options *options, struct e
 
     if (status < 0)
         return status;
+    memcpy(r->resident, options->resident, sizeof r->resident);
     status = pthread_create(&r->thread, NULL, resolver_main, r);
     if (status != 0)
         return err_errno(err, status, "cannot start the resolver thread");
@@ -394,6 +396,12 @@ resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
     }
     (void)flag_wait(&settled, 1, 0, UINT64_MAX);
     return 0;
+}
+
+struct tier_resident
+resolver_resident(const struct resolver *r, int table)
+{
+    return r->resident[table];
 }
 
 void

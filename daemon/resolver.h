@@ -39,6 +39,8 @@ void resolver_step_done(struct resolver *resolver, uint64_t step, bool ok);
 /* Any thread. ids: compressed ids of a prompt; copied. Dropped silently when the resolver is busy:
  * it is only a hint. */
 void resolver_prefetch(struct resolver *resolver, const int32_t *ids, int n_ids);
+/* Any thread, once started: where a table is resident as a whole; weights NULL: it is not. */
+struct tier_resident resolver_resident(const struct resolver *resolver, int table);
 /* Any thread. UINT64_MAX leaves a budget as it is. -EAGAIN when the mailbox is full. Blocks until
  * the budgets are in force. */
 int resolver_resize(struct resolver *resolver, uint64_t hbm_bytes, uint64_t ram_bytes);

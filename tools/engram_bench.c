@@ -14,6 +14,7 @@ static const struct {
     {"serve", "a checkpoint in three placements, requests through the engine", bench_serve},
     {"decode", "decode steps of a random model, against memory bandwidth", bench_decode},
     {"prefill", "one long prompt of a random model, against the matrix rate", bench_prefill},
+    {"text", "requests of real text through the engine, in several placements of the table", bench_text},
 };
 
 int

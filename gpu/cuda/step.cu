@@ -22,7 +22,7 @@
 
 enum {
     STEP_COPIES = 4,
-    MAX_GRAPHS = 256,
+    MAX_GRAPHS = 1024,
     MAX_SEGMENTS = 12,
     MAX_ARRAYS = 16 + 2 * SHAPE_MAX_ENGRAM_LAYERS,
     SPREAD_THREADS = 256,
@@ -54,6 +54,7 @@ struct step_copy {
 struct graph_key {
     int32_t rows, pieces;
     bool engram, greedy;
+    uintptr_t tables; /* of the addresses of resident tables, which are arguments of kernels */
 };
 
 struct step_graph {
@@ -545,7 +546,7 @@ find_graph(struct cuda_steps *s, const struct graph_key *key)
         const struct graph_key *k = &s->graph[i].key;
 
         if (k->rows == key->rows && k->pieces == key->pieces && k->engram == key->engram &&
-            k->greedy == key->greedy)
+            k->greedy == key->greedy && k->tables == key->tables)
             return &s->graph[i];
     }
     return NULL;
@@ -566,7 +567,10 @@ choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_pa
     struct cuda_steps *s = cuda->steps;
     struct graph_key key = {n_padded, cuda->n_pieces,
                             cuda->shape.engram.n_layers > 0 && batch_any_engram(&step->batch),
-                            cuda->all_greedy};
+                            cuda->all_greedy, 0};
+
+    for (int i = 0; i < cuda->shape.engram.n_layers && key.engram; i++)
+        key.tables = key.tables * 31 + (uintptr_t)step->engram[i].weights;
     struct step_graph *graph = find_graph(s, &key);
 
     if (!graph && s->n_graphs < MAX_GRAPHS)

@@ -1,0 +1,500 @@
+/* bench_text: requests of real text through the engine, over a random model, from one placement of
+ * the Engram table after another. Prompts are cut from the text, and what is sampled is replaced by
+ * the text's continuation, so that N-grams repeat as those of text do. */
+#include <errno.h>
+#include <getopt.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "daemon/cuda_plugin.h"
+#include "gpu/cuda/counters.h"
+#include "model/compressed_ids.h"
+#include "model/ngram_hash.h"
+#include "model/tokenizer.h"
+#include "tools/bench_place.h"
+
+enum { MAX_PLACEMENTS = 16, PAGE_TOKENS = 64, MAX_SAMPLES = 1 << 20 };
+
+struct options {
+    const char *shape, *device, *text, *tokenizer, *table_path;
+    struct placement_spec place[MAX_PLACEMENTS];
+    int n_places;
+    double table_params;
+    int head_dim, heads, layer;
+    int sequences, streams, least, most, chunk, warm;
+    uint64_t kv_bytes;
+    bool json;
+};
+
+struct text {
+    int32_t *ids;
+    int64_t n_ids;
+    int32_t *compressed; /* [vocab] */
+};
+
+struct figures {
+    double seconds;
+    uint64_t in, out;
+    float *ttft_ms, *itl_ms;
+    int n_ttft, n_itl;
+    struct tiers_stats before, after;
+    double stall_s, steps, idle, syncs;
+};
+
+static uint64_t
+next_random(uint64_t *state)
+{
+    *state += 0x9e3779b97f4a7c15u;
+    uint64_t x = *state;
+
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+/* One Engram layer of two orders, heads rows each, so that the table has this many parameters. */
+static void
+add_engram(struct model_shape *s, const struct options *o)
+{
+    int64_t rows = (int64_t)(o->table_params / o->head_dim / (2.0 * o->heads));
+    int64_t size[SHAPE_MAX_ORDERS] = {rows, rows};
+    struct err err = ERR_INIT;
+
+    s->engram = (struct engram_shape){.n_layers = 1,
+                                      .max_order = 3,
+                                      .heads = o->heads,
+                                      .head_dim = o->head_dim,
+                                      .conv_kernel = 4,
+                                      .norm_eps = 1e-5f,
+                                      .table_dtype = DTYPE_F8_E4M3,
+                                      .compressed_vocab = s->vocab};
+    s->engram.table[0].layer = o->layer;
+    if (ngram_hash_derive(&s->engram, 1, size, &err) < 0)
+        bench_fail("--params", &err);
+}
+
+static void
+read_text(const struct options *o, const struct model_shape *shape, struct text *ret_text)
+{
+    struct tokenizer *tokenizer;
+    struct err err = ERR_INIT;
+    FILE *file = fopen(o->text, "re");
+    size_t room = 64 << 20, size;
+    char *bytes = malloc(room);
+    int count;
+
+    if (file == NULL) {
+        fprintf(stderr, "engram-bench: %s: %s\n", o->text, strerror(errno));
+        exit(1);
+    }
+    ASSERT(bytes);
+    size = fread(bytes, 1, room, file);
+    fclose(file);
+    if (tokenizer_load(&tokenizer, o->tokenizer, shape->vocab, &err) < 0)
+        bench_fail(o->tokenizer, &err);
+    ret_text->n_ids = tokenizer_encode(tokenizer, bytes, size, 0, &ret_text->ids, &err);
+    if (ret_text->n_ids < 0)
+        bench_fail(o->text, &err);
+    ret_text->compressed = calloc((size_t)shape->vocab, sizeof *ret_text->compressed);
+    ASSERT(ret_text->compressed);
+    if (compressed_ids_build(tokenizer, shape->vocab, shape->engram.pad_id, ret_text->compressed,
+                             &count, &err) < 0)
+        bench_fail(o->tokenizer, &err);
+    tokenizer_free(tokenizer);
+    free(bytes);
+}
+
+/* Request i of a run: lengths and place in the text follow from the run's random numbers. */
+static struct job *
+make_job(const struct options *o, const struct text *t, uint64_t *random, bool engram_off)
+{
+    struct job *job = calloc(1, sizeof *job);
+    uint64_t span = (uint64_t)(o->most - o->least + 1);
+    int n_in = o->least + (int)(next_random(random) % span);
+    int n_out = o->least + (int)(next_random(random) % span);
+    int64_t at = (int64_t)(next_random(random) % (uint64_t)(t->n_ids - n_in - n_out));
+
+    ASSERT(job);
+    job->prompt = malloc((size_t)n_in * sizeof *job->prompt);
+    job->replay = malloc((size_t)n_out * sizeof *job->replay);
+    ASSERT(job->prompt && job->replay);
+    memcpy(job->prompt, t->ids + at, (size_t)n_in * sizeof *job->prompt);
+    memcpy(job->replay, t->ids + at + n_in, (size_t)n_out * sizeof *job->replay);
+    job->n_prompt = n_in;
+    job->n_choices = 1;
+    job->max_tokens = n_out;
+    job->params = (struct sample_params){.repetition_penalty = 1, .top_p = 1, .forced = -1};
+    job->engram_off = engram_off;
+    return job;
+}
+
+static void
+submit(struct place *p, const struct text *t, struct job *job)
+{
+    if (p->spec.kind == PLACE_DISK) {
+        int32_t *ids = malloc((size_t)job->n_prompt * sizeof *ids);
+
+        ASSERT(ids);
+        for (int k = 0; k < job->n_prompt; k++)
+            ids[k] = t->compressed[job->prompt[k]];
+        resolver_prefetch(p->resolver, ids, job->n_prompt);
+        free(ids);
+    }
+    job->received_ns = clock_now_ns();
+    int status = engine_submit(p->engine, job);
+
+    ASSERT(status == 0);
+}
+
+static void
+take_token(struct figures *f, struct job *job, uint64_t now)
+{
+    bool first = job->owner == NULL;
+    uint64_t since = first ? job->received_ns : (uint64_t)(uintptr_t)job->owner;
+    float ms = (float)((double)(now - since) * 1e-6);
+
+    job->owner = (void *)(uintptr_t)now; /* time of the last token */
+    f->out++;
+    if (first && f->n_ttft < MAX_SAMPLES)
+        f->ttft_ms[f->n_ttft++] = ms;
+    if (!first && f->n_itl < MAX_SAMPLES)
+        f->itl_ms[f->n_itl++] = ms;
+}
+
+/* All n requests at once; returns when the last one has ended. */
+static void
+run_requests(struct place *p, const struct options *o, const struct text *t, int n, uint64_t seed,
+             struct figures *f)
+{
+    struct pollfd readable = {.fd = engine_fd(p->engine), .events = POLLIN};
+    uint64_t begin = clock_now_ns(), random = seed;
+    int ended = 0;
+
+    for (int i = 0; i < n; i++) {
+        struct job *job = make_job(o, t, &random, p->spec.kind == PLACE_NONE);
+
+        f->in += (uint64_t)job->n_prompt;
+        submit(p, t, job);
+    }
+    while (ended < n) {
+        struct job_block *block;
+        uint64_t wakes;
+
+        poll(&readable, 1, 1000);
+        if (read(readable.fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN)
+            abort();
+        while ((block = engine_collect(p->engine)) != NULL) {
+            uint64_t now = clock_now_ns();
+
+            for (int i = 0; i < block->n_events; i++) {
+                struct job_event *event = &block->event[i];
+
+                if (event->kind != JOB_ENDED) {
+                    take_token(f, event->job, now);
+                    continue;
+                }
+                if (event->error) {
+                    fprintf(stderr, "engram-bench: %s\n", event->error_text);
+                    exit(1);
+                }
+                job_free(event->job);
+                ended++;
+            }
+            engine_recycle(p->engine, block);
+        }
+    }
+    f->seconds = (double)(clock_now_ns() - begin) * 1e-9;
+}
+
+static struct cuda_counters
+read_counters(struct device *device)
+{
+    int (*counters)(struct device *, struct cuda_counters *) = NULL;
+    struct cuda_counters now = {0};
+
+    if (strcmp(device->ops->name, "cuda") == 0)
+        *(void **)&counters = cuda_plugin_symbol("engram_cuda_counters");
+    if (counters)
+        (void)counters(device, &now);
+    return now;
+}
+
+static void
+measure(const struct options *o, const struct place_options *po, const struct text *t,
+        const struct placement_spec *spec, struct figures *f)
+{
+    struct metrics *m = po->metrics;
+    struct figures warm = {.ttft_ms = f->ttft_ms, .itl_ms = f->itl_ms};
+    struct place place;
+
+    place_open(&place, po, spec);
+    if (o->warm) /* other parts of the text: graphs are captured, stores are filled */
+        run_requests(&place, o, t, o->warm, 1, &warm);
+    if (place.resolver)
+        resolver_stats(place.resolver, &f->before);
+    double stall = metrics_read(m, METRIC_ID_stall_nanoseconds_total, 0);
+    double steps = metrics_read(m, METRIC_ID_engine_steps_total, 0);
+    struct cuda_counters before = read_counters(po->device), after;
+
+    run_requests(&place, o, t, o->sequences, 2, f);
+    after = read_counters(po->device);
+    f->stall_s = (metrics_read(m, METRIC_ID_stall_nanoseconds_total, 0) - stall) * 1e-9;
+    f->steps = metrics_read(m, METRIC_ID_engine_steps_total, 0) - steps;
+    if (after.gpu_span_ns > before.gpu_span_ns)
+        f->idle = 1 - (double)(after.gpu_busy_ns - before.gpu_busy_ns) /
+                          (double)(after.gpu_span_ns - before.gpu_span_ns);
+    f->syncs = (double)(after.syncs - before.syncs) / f->steps;
+    if (place.resolver)
+        resolver_stats(place.resolver, &f->after);
+    place_close(&place);
+}
+
+static int
+by_value(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double
+percentile(float *values, int n, double share)
+{
+    if (n == 0)
+        return 0;
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return (double)values[(int)(share * (n - 1) + 0.5)];
+}
+
+static double
+hits(const struct figures *f, int tier)
+{
+    double sum = 0;
+
+    for (int order = 0; order < f->after.n_orders; order++)
+        sum += (double)(f->after.tier[tier].set[0][order].hits -
+                        f->before.tier[tier].set[0][order].hits);
+    return sum;
+}
+
+static void
+print(const struct options *o, const struct placement_spec *spec, struct figures *f, double base)
+{
+    double all = hits(f, TIER_HBM) + hits(f, TIER_RAM) + hits(f, TIER_NVME);
+    double rate = (double)f->out / f->seconds, reads = 0;
+    double share[TIER_COUNT];
+
+    for (int tier = 0; tier < TIER_COUNT; tier++)
+        share[tier] = all > 0 ? 100 * hits(f, tier) / all : 0;
+    reads = (double)(f->after.nvme.reads - f->before.nvme.reads) / f->seconds;
+    printf(o->json ? "{\"command\": \"text\", \"shape\": \"%s\", \"placement\": \"%s\", "
+                     "\"tokens_per_s\": %.1f, \"ratio\": %.4f, \"seconds\": %.2f, \"in\": %llu, "
+                     "\"out\": %llu, \"ttft_p50_ms\": %.1f, \"ttft_p99_ms\": %.1f, "
+                     "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
+                     "\"nvme\": %.2f, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
+                     "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f}\n"
+                   : "%-11s %-26s %9.1f %7.4f %7.2f %8llu %8llu %8.1f %8.1f %7.2f %7.2f %6.2f "
+                     "%6.2f %6.2f %8.0f %8.1f %7.0f %7.4f %6.4f\n",
+           o->shape, spec->text, rate, base > 0 ? rate / base : 1, f->seconds,
+           (unsigned long long)f->in, (unsigned long long)f->out,
+           percentile(f->ttft_ms, f->n_ttft, 0.5), percentile(f->ttft_ms, f->n_ttft, 0.99),
+           percentile(f->itl_ms, f->n_itl, 0.5), percentile(f->itl_ms, f->n_itl, 0.99),
+           share[TIER_HBM], share[TIER_RAM], share[TIER_NVME], reads,
+           f->stall_s * 1e6 / f->steps, f->steps, f->idle, f->syncs);
+    fflush(stdout);
+}
+
+static void
+usage(FILE *out)
+{
+    fputs("Usage: engram-bench text --text FILE --tokenizer FILE [--place PLACEMENT]...\n"
+          "         [--shape NAME] [--device cpu|cuda:N|auto] [--params N] [--head-dim N]\n"
+          "         [--heads N] [--layer N] [--table FILE] [--sequences N] [--streams N]\n"
+          "         [--least N] [--most N] [--chunk N] [--kv SIZE] [--warm N] [--json]\n"
+          "PLACEMENT: none, device, host[,hbm=SIZE], disk[,hbm=SIZE][,ram=SIZE]\n",
+          out);
+}
+
+static bool
+parse(struct options *o, int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"text", 1, NULL, 't'},      {"tokenizer", 1, NULL, 'T'}, {"place", 1, NULL, 'p'},
+        {"shape", 1, NULL, 's'},     {"device", 1, NULL, 'd'},    {"params", 1, NULL, 'P'},
+        {"head-dim", 1, NULL, 'D'},  {"heads", 1, NULL, 'H'},     {"layer", 1, NULL, 'L'},
+        {"table", 1, NULL, 'f'},     {"sequences", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
+        {"least", 1, NULL, 'l'},     {"most", 1, NULL, 'm'},      {"chunk", 1, NULL, 'c'},
+        {"kv", 1, NULL, 'k'},        {"warm", 1, NULL, 'w'},      {"json", 0, NULL, 'j'},
+        {"help", 0, NULL, 'h'},      {0}};
+    struct err err = ERR_INIT;
+
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;)
+        switch (c) {
+        case 't':
+            o->text = optarg;
+            break;
+        case 'T':
+            o->tokenizer = optarg;
+            break;
+        case 'p':
+            if (o->n_places == MAX_PLACEMENTS)
+                return false;
+            if (placement_parse(optarg, &o->place[o->n_places++], &err) < 0)
+                bench_fail("--place", &err);
+            break;
+        case 's':
+            o->shape = optarg;
+            break;
+        case 'd':
+            o->device = optarg;
+            break;
+        case 'P':
+            o->table_params = strtod(optarg, NULL);
+            break;
+        case 'D':
+            o->head_dim = bench_number(optarg, 8, 1024);
+            break;
+        case 'H':
+            o->heads = bench_number(optarg, 1, SHAPE_MAX_HEADS_PER_NGRAM);
+            break;
+        case 'L':
+            o->layer = bench_number(optarg, 0, SHAPE_MAX_LAYERS - 1);
+            break;
+        case 'f':
+            o->table_path = optarg;
+            break;
+        case 'n':
+            o->sequences = bench_number(optarg, 1, 1 << 16);
+            break;
+        case 'S':
+            o->streams = bench_number(optarg, 1, 4096);
+            break;
+        case 'l':
+            o->least = bench_number(optarg, 1, 1 << 16);
+            break;
+        case 'm':
+            o->most = bench_number(optarg, 1, 1 << 16);
+            break;
+        case 'c':
+            o->chunk = bench_number(optarg, 1, 1 << 16);
+            break;
+        case 'k':
+            if (byte_size_parse(optarg, &o->kv_bytes, &err) < 0)
+                bench_fail("--kv", &err);
+            break;
+        case 'w':
+            o->warm = bench_number(optarg, 0, 1 << 16);
+            break;
+        case 'j':
+            o->json = true;
+            break;
+        case 'h':
+            usage(stdout);
+            exit(0);
+        default:
+            return false;
+        }
+    return optind == argc && o->text && o->tokenizer && o->n_places && o->least <= o->most &&
+           o->table_params >= 1000.0 * o->head_dim * o->heads;
+}
+
+static void
+run(const struct options *o)
+{
+    struct model_shape shape;
+    struct text text;
+    struct bench_table table;
+    struct err err = ERR_INIT;
+    struct place_options po = {.shape = &shape,
+                               .prefill_chunk = o->chunk,
+                               .max_queue = o->sequences,
+                               .table = &table,
+                               .table_path = o->table_path,
+                               .metrics = metrics_new()};
+    float *ttft = malloc(MAX_SAMPLES * sizeof *ttft), *itl = malloc(MAX_SAMPLES * sizeof *itl);
+    double base = 0;
+
+    ASSERT(po.metrics && ttft && itl);
+    if (bench_shape(o->shape, &shape, &err) < 0)
+        bench_fail("--shape", &err);
+    add_engram(&shape, o);
+    read_text(o, &shape, &text);
+    if (text.n_ids <= 2 * o->most) {
+        fprintf(stderr, "engram-bench: %s has only %lld tokens\n", o->text, (long long)text.n_ids);
+        exit(1);
+    }
+    if (bench_device(o->device, &po.device, &err) < 0)
+        bench_fail("--device", &err);
+    po.compressed = text.compressed;
+    po.limits = (struct forward_limits){
+        .max_rows = o->streams + o->chunk,
+        .max_sequences = o->streams,
+        .n_states = o->streams,
+        .kv_pages = (int)(o->kv_bytes /
+                          po.device->ops->kv_page_bytes(po.device, &shape, PAGE_TOKENS)),
+        .page_tokens = PAGE_TOKENS,
+        .max_outputs = 2 * o->streams};
+    po.limits.max_step_pages = po.limits.kv_pages;
+    po.max_sequence_pages = (2 * o->most + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    if (forward_new(&po.forward, po.device, &shape, &po.limits, &err) < 0 ||
+        forward_fill_all(po.forward, 1, &err) < 0)
+        bench_fail(o->shape, &err);
+    bench_table_open(&table, po.device, &shape.engram);
+    if (!o->json)
+        printf("%s on %s; table %.2f GB, %d heads of %d, layer %d; %d requests of %d to %d tokens "
+               "in and out, %d at a time\n%-11s %-26s %9s %7s %7s %8s %8s %8s %8s %7s %7s %6s %6s "
+               "%6s %8s %8s %7s %7s %6s\n",
+               o->shape, bench_device_text(po.device), (double)table.size_bytes * 1e-9, o->heads,
+               o->head_dim, o->layer, o->sequences, o->least, o->most, o->streams, "shape",
+               "placement", "out tok/s", "ratio", "s", "in", "out", "ttft p50", "ttft p99",
+               "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "reads/s", "us/stall", "steps",
+               "idle", "syncs");
+    for (int i = 0; i < o->n_places; i++) {
+        struct figures f = {.ttft_ms = ttft, .itl_ms = itl};
+
+        measure(o, &po, &text, &o->place[i], &f);
+        print(o, &o->place[i], &f, base);
+        if (base <= 0)
+            base = (double)f.out / f.seconds;
+    }
+    bench_table_close(&table);
+    forward_free(po.forward);
+    po.device->ops->close(po.device);
+    metrics_free(po.metrics);
+    free(text.ids);
+    free(text.compressed);
+    free(ttft);
+    free(itl);
+}
+
+int
+bench_text(int argc, char **argv)
+{
+    struct options o = {.shape = "qwen3-0.6b",
+                        .device = "auto",
+                        .table_path = "engram-bench.table",
+                        .table_params = 1e9,
+                        .head_dim = 160,
+                        .heads = 8,
+                        .layer = 1,
+                        .sequences = 512,
+                        .streams = 64,
+                        .least = 100,
+                        .most = 1024,
+                        .chunk = 2048,
+                        .warm = 32,
+                        .kv_bytes = (uint64_t)8 << 30};
+
+    if (!parse(&o, argc, argv)) {
+        usage(stderr);
+        return BENCH_USAGE;
+    }
+    run(&o);
+    return 0;
+}
