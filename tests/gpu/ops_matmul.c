@@ -31,11 +31,10 @@ open_rig(struct rig *rig, const struct size *size)
 }
 
 static void
-check_matmul(struct rig *rig, int n, const struct size *size, bool accumulate, bool bias)
+check_matmul(struct rig *rig, const struct twin *w, int n, const struct size *size, bool accumulate,
+             bool bias)
 {
     struct twin *x = rig_twin(rig, CONTENT_ACTIVATION, n, size->cols, 1, 0);
-    struct twin *w =
-        rig_twin(rig, CONTENT_MATRIX, size->rows, size->cols, 2 / sqrtf((float)size->cols), 0);
     struct twin *b = bias ? rig_twin(rig, CONTENT_VECTOR, 1, size->rows, 1, 0) : NULL;
     struct twin *out = rig_twin(rig, accumulate ? CONTENT_F32 : CONTENT_ACTIVATION, n, size->rows,
                                 accumulate ? 1 : 0, 0);
@@ -45,8 +44,9 @@ check_matmul(struct rig *rig, int n, const struct size *size, bool accumulate, b
     for (int s = 0; s < SIDES; s++) {
         struct ops_side *side = &rig->side[s];
         rig_did(rig, s,
-                side->dev->ops->matmul(side->dev, out->at[s], x->at[s], twin_weight(w, s),
-                                       twin_weight(b, s), accumulate, &side->view.batch, NULL));
+                side->dev->ops->matmul(side->dev, out->at[s], x->at[s],
+                                       twin_rows(w, s, 0, size->rows), twin_weight(b, s),
+                                       accumulate, &side->view.batch, NULL));
     }
     rig_end(rig);
     ops_report(rig, "matmul", twin_error(rig, out),
@@ -55,16 +55,15 @@ check_matmul(struct rig *rig, int n, const struct size *size, bool accumulate, b
                           : BOUND_BF16,
                "%d rows, weight %d x %d%s%s", n, size->rows, size->cols,
                accumulate ? ", accumulate" : "", bias ? ", bias" : "");
-    rig_reset(rig);
+    rig_drop(rig, 1);
 }
 
 /* Against the host, and the same bits as one matmul after the other. */
 static void
-check_group(struct rig *rig, int n, const struct size *size, int n_parts, bool bias)
+check_group(struct rig *rig, const struct twin *w, int n, const struct size *size, int n_parts,
+            bool bias)
 {
     struct twin *x = rig_twin(rig, CONTENT_ACTIVATION, n, size->cols, 1, 0);
-    struct twin *w = rig_twin(rig, CONTENT_MATRIX, (int64_t)size->rows * n_parts, size->cols,
-                              2 / sqrtf((float)size->cols), 0);
     struct twin *b = rig_twin(rig, CONTENT_VECTOR, n_parts, size->rows, 1, 0);
     struct twin *out[3], *single[3];
     bool same = true;
@@ -110,15 +109,13 @@ check_group(struct rig *rig, int n, const struct size *size, int n_parts, bool b
     ops_report_fact(rig, "matmul_group", same,
                     "%d rows, %d of %d x %d: the bits of single products", n, n_parts, size->rows,
                     size->cols);
-    rig_reset(rig);
+    rig_drop(rig, 1);
 }
 
 static void
-check_rows(struct rig *rig, int n, const struct size *size)
+check_rows(struct rig *rig, const struct twin *w, int n, const struct size *size)
 {
     struct twin *x = rig_twin(rig, CONTENT_ACTIVATION, limits.max_rows, size->cols, 1, 0);
-    struct twin *w =
-        rig_twin(rig, CONTENT_MATRIX, size->rows, size->cols, 2 / sqrtf((float)size->cols), 0);
     struct twin *out = rig_twin(rig, CONTENT_F32, n, size->rows, 0, 0);
     struct forward_output *outputs = calloc((size_t)n, sizeof *outputs);
 
@@ -133,13 +130,13 @@ check_rows(struct rig *rig, int n, const struct size *size)
         struct ops_side *side = &rig->side[s];
         rig_did(rig, s,
                 side->dev->ops->matmul_rows(side->dev, out->at[s], x->at[s], side->view.output_row,
-                                            n, twin_weight(w, s), NULL));
+                                            n, twin_rows(w, s, 0, size->rows), NULL));
     }
     rig_end(rig);
     ops_report(rig, "matmul_rows", twin_error(rig, out), BOUND_F32, "%d of %d rows, weight %d x %d",
                n, limits.max_rows, size->rows, size->cols);
     free(outputs);
-    rig_reset(rig);
+    rig_drop(rig, 1);
 }
 
 void
@@ -156,21 +153,24 @@ ops_matmul(void)
         struct rig rig;
 
         open_rig(&rig, &sizes[i]);
+        /* The one twin that stays: as many weights as a group has. */
+        bool large = (int64_t)sizes[i].rows * sizes[i].cols > 2 << 20;
+        struct twin *w = rig_twin(&rig, CONTENT_MATRIX, (int64_t)sizes[i].rows * (large ? 1 : 3),
+                                  sizes[i].cols, 2 / sqrtf((float)sizes[i].cols), 0);
         for (int r = 0; r < 8; r++) {
             int n = rows[r];
-            bool large = (int64_t)sizes[i].rows * sizes[i].cols > 2 << 20;
 
             if (ops_options.quick && n != 1 && n != 3 && n != 17)
                 continue;
             for (int how = 0; how < 4 && ops_wanted("matmul"); how++)
                 if (!large || how == 0 || how == 3)
-                    check_matmul(&rig, n, &sizes[i], how % 2, how / 2);
+                    check_matmul(&rig, w, n, &sizes[i], how % 2, how / 2);
             if (ops_wanted("matmul_group") && !large) {
-                check_group(&rig, n, &sizes[i], 3, false);
-                check_group(&rig, n, &sizes[i], 2, true);
+                check_group(&rig, w, n, &sizes[i], 3, false);
+                check_group(&rig, w, n, &sizes[i], 2, true);
             }
             if (ops_wanted("matmul_rows"))
-                check_rows(&rig, n, &sizes[i]);
+                check_rows(&rig, w, n, &sizes[i]);
         }
         rig_close(&rig);
     }

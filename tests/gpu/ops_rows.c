@@ -158,7 +158,7 @@ ops_rows(void)
         struct rig rig;
 
         rig_open(&rig, &shape, &limits);
-        for (int n_rows = 1; n_rows <= 300; n_rows = n_rows * 17 + 1) { /* 1, 18, (307) */
+        for (int n_rows = 1; n_rows <= 300; n_rows = n_rows * 16 + 2) { /* 1, 18, 290 */
             if (ops_wanted("embed"))
                 check_embed(&rig, n_rows);
             if (ops_wanted("rms_norm")) {

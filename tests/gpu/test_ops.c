@@ -56,7 +56,7 @@ main(int argc, char **argv)
     ops_engram();
     ops_sample();
     ops_fused();
-
+    ops_neighbours();
     printf("%d cases, %d failed\n", ops_cases(), ops_failures());
     return ops_failures() || ops_cases() == 0 ? 1 : 0;
 }
