@@ -128,17 +128,20 @@ unregister(char *map, size_t registered)
         (void)cudaHostUnregister(map + at);
 }
 
-/* A mapping at a huge page's boundary: one huge page more is reserved and the ends are given back. */
+/* A mapping at a huge page's boundary, or, of more than one registration, at a multiple of
+ * register_bytes, so that copy_now can tell where registrations meet. More is reserved and the ends are
+ * given back. */
 static char *
 map_aligned(size_t size_bytes)
 {
-    size_t whole = size_bytes + huge_page_bytes;
+    size_t alignment = size_bytes > register_bytes ? register_bytes : huge_page_bytes;
+    size_t whole = size_bytes + alignment;
     void *map = mmap(NULL, whole, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (map == MAP_FAILED)
         return NULL;
-    size_t before = (huge_page_bytes - (uintptr_t)map % huge_page_bytes) % huge_page_bytes;
+    size_t before = (alignment - (uintptr_t)map % alignment) % alignment;
     char *at = (char *)map + before;
     if (before)
         (void)munmap(map, before);
@@ -202,26 +205,37 @@ cuda_free_shared(struct device *dev, void *memory, size_t size_bytes)
     (void)munmap(memory, mapping_bytes(size_bytes));
 }
 
+/* host: whichever of the two is host memory. CUDA refuses a copy that spans two registrations. */
 static int
-copy_now(struct device *dev, void *dst, const void *src, size_t size_bytes, cudaMemcpyKind kind)
+copy_now(struct device *dev, void *dst, const void *src, size_t size_bytes, const void *host,
+         cudaMemcpyKind kind)
 {
     cudaStream_t stream = cuda_of(dev)->memory->stream;
 
-    if (!use(dev) || cudaMemcpyAsync(dst, src, size_bytes, kind, stream) != cudaSuccess)
+    if (!use(dev))
         return -EIO;
+    for (size_t at = 0; at < size_bytes;) {
+        size_t room = register_bytes - ((uintptr_t)host + at) % register_bytes;
+        size_t now = size_bytes - at < room ? size_bytes - at : room;
+
+        if (cudaMemcpyAsync((char *)dst + at, (const char *)src + at, now, kind, stream) !=
+            cudaSuccess)
+            return -EIO;
+        at += now;
+    }
     return wait_for(stream);
 }
 
 int
 cuda_upload(struct device *dev, void *dst, const void *src, size_t size_bytes)
 {
-    return copy_now(dev, dst, src, size_bytes, cudaMemcpyHostToDevice);
+    return copy_now(dev, dst, src, size_bytes, src, cudaMemcpyHostToDevice);
 }
 
 int
 cuda_download(struct device *dev, void *dst, const void *src, size_t size_bytes)
 {
-    return copy_now(dev, dst, src, size_bytes, cudaMemcpyDeviceToHost);
+    return copy_now(dev, dst, src, size_bytes, dst, cudaMemcpyDeviceToHost);
 }
 
 int
