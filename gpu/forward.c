@@ -29,8 +29,8 @@ check_step(const struct forward *f, const struct forward_step *step, struct err 
         if ((int64_t)s->n_pages * f->limits.page_tokens < end)
             return err_set(err, EINVAL, "sequence %d of the step: %d pages for %lld tokens", i,
                            s->n_pages, (long long)end);
-        bool remembered = i < b->n_decode && b->token[row] == TOKEN_OF_SLOT &&
-                          s->state_slot >= 0 && s->state_slot < f->limits.n_states;
+        bool remembered = i < b->n_decode && b->token[row] == TOKEN_OF_SLOT && s->state_slot >= 0 &&
+                          s->state_slot < f->limits.n_states;
         for (int r = 0; r < s->n_rows; r++, row++)
             if (b->row_seq[row] != i || b->position[row] != s->context + r ||
                 (b->token[row] < 0 && !remembered) || b->token[row] >= f->shape.vocab)

@@ -207,6 +207,54 @@ stop_tokens_are_banned_until_min_tokens(void **state)
 }
 
 static void
+a_token_that_is_still_sampled_is_left_to_device_and_resolver(void **state)
+{
+    struct bench *b = *state;
+    struct sequence *s = put(b, 0, SEQUENCE_DECODE, 5, 1), *off = put(b, 1, SEQUENCE_DECODE, 5, 1);
+
+    s->recent[0] = 84, s->recent[1] = 10, s->recent[2] = 8;
+    s->n_generated = 8;
+    s->n_pending = off->n_pending = 1;
+    s->pending_output = 3;
+    s->job->min_tokens = 9;
+    s->job->n_stop_ids = 1;
+    off->job->engram_off = true;
+    assert_int_equal(compose(b, 2), 2);
+    assert_int_equal(b->buffer.token[0], TOKEN_OF_SLOT);
+    assert_int_equal(b->buffer.token[1], TOKEN_OF_SLOT);
+    /* Its own id comes first, in front of those known. */
+    assert_int_equal(b->buffer.n_awaits, 1);
+    assert_int_equal(b->buffer.awaits[0], 3);
+    assert_int_equal(b->buffer.awaits[1], -1);
+    assert_int_equal(b->buffer.ngram_ids[1], 84);
+    assert_int_equal(b->buffer.ngram_ids[2], 10);
+    /* It counts as sampled. */
+    assert_int_equal(b->buffer.outputs[0].params.draw, 9);
+    assert_int_equal(b->buffer.outputs[0].params.n_banned, 0);
+    assert_int_equal(b->buffer.outputs[0].params.slot, 0);
+    assert_int_equal(b->buffer.outputs[1].params.slot, 1);
+    s->n_generated = 9; /* of 10: the last one is on its way */
+    assert_int_equal(compose(b, 1), 0);
+}
+
+static void
+a_sequence_with_penalties_waits_for_its_token(void **state)
+{
+    struct bench *b = *state;
+    struct sequence *s = &b->sequences[0];
+    struct job *job = new_job(3, 1, 10);
+
+    job->params.presence_penalty = 1;
+    assert_int_equal(sequence_reserve(s, job, 0, 0, b->pages, PAGE), 0);
+    s->phase = SEQUENCE_DECODE;
+    s->context = 3;
+    s->n_pending = 1;
+    assert_int_equal(compose(b, 1), 0);
+    s->n_pending = 0;
+    assert_int_equal(compose(b, 1), 1);
+}
+
+static void
 a_fork_shares_full_pages_and_owns_the_rest(void **state)
 {
     struct bench *b = *state;
@@ -270,6 +318,8 @@ main(void)
         TEST(a_scored_prompt_scores_each_token_but_the_first),
         TEST(reserved_sequences_take_no_part),
         TEST(stop_tokens_are_banned_until_min_tokens),
+        TEST(a_token_that_is_still_sampled_is_left_to_device_and_resolver),
+        TEST(a_sequence_with_penalties_waits_for_its_token),
         TEST(a_fork_shares_full_pages_and_owns_the_rest),
         TEST(penalties_count_prompt_and_output_apart),
         TEST(a_sequence_that_does_not_fit_takes_no_page),

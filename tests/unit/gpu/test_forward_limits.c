@@ -166,12 +166,19 @@ rows_that_come_too_late_end_the_step_and_it_can_be_redone(void **state)
     err = ERR_INIT;
     assert_int_equal(forward_run(rig.forward, &step, &err), 0);
     assert_int_equal(forward_wait(rig.forward, &step, &err), 0);
+    assert_int_equal(forward_poll(rig.forward, &step, &err), 1);
     assert_memory_equal(want, have, 20 * rig.vocab * sizeof *want);
     /* A device that runs behind says it in the report alone, after the step was issued. */
     step.report->status = -ETIMEDOUT;
     step.report->waited_ns[1] = 12345;
     assert_int_equal(forward_wait(rig.forward, &step, &err), -ETIMEDOUT);
     assert_true(step.engram[1].waited_ns == 12345);
+    step.report->waited_ns[1] = 54321;
+    assert_int_equal(forward_poll(rig.forward, &step, &err), -ETIMEDOUT);
+    assert_true(step.engram[1].waited_ns == 54321);
+    /* The device has finished and knows nothing of the step. */
+    step.step++;
+    assert_int_equal(forward_poll(rig.forward, &step, &err), -EIO);
     rig_close(&rig);
 }
 
@@ -302,7 +309,7 @@ a_step_that_does_not_fit_together_is_refused(void **state)
     struct sample_result results[2];
 
     rig_open(&rig, FIXTURE_ENGRAM);
-    for (int i = 0; i < 22; i++) {
+    for (int i = 0; i < 26; i++) {
         struct bundle_address address[2 * 4] = {{0}};
         int32_t token[4] = {1, 2, 3, 4}, position[4] = {7, 0, 1, 2}, row_seq[4] = {0, 1, 1, 1};
         struct batch_seq seq[2] = {
@@ -316,8 +323,12 @@ a_step_that_does_not_fit_together_is_refused(void **state)
                                     .results = results};
         struct {
             int32_t *field, value;
-        } change[22] = {
-            {token, 1}, /* nothing wrong */
+        } change[26] = {
+            {token, 1},             /* nothing wrong */
+            {token, TOKEN_OF_SLOT}, /* the same: the row decodes */
+            {token, TOKEN_OF_SLOT - 1},
+            {&outputs[0].params.slot, 3},
+            {&seq[0].state_slot, 3},
             {&token[1], -1},
             {&token[1], 101},
             {&position[2], 2},
@@ -343,7 +354,7 @@ a_step_that_does_not_fit_together_is_refused(void **state)
         struct err err = ERR_INIT;
         *change[i].field = change[i].value;
         int result = forward_run(rig.forward, &step, &err);
-        if (result != (i == 0 ? 0 : -EINVAL))
+        if (result != (i <= 1 ? 0 : -EINVAL))
             fail_msg("case %d: %d %s", i, result, err.text);
     }
     rig_close(&rig);
