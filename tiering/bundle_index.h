@@ -70,7 +70,7 @@ bundle_index_head(const struct bundle_index *index, uint32_t hash)
 
 /* One of many look-ups in stages: each brings what the next one reads into the cache, and comes some
  * look-ups after it, so that the cache misses of many are under way at once. In `at` is the node to
- * look at next. The index may not change between them. */
+ * look at next, which the caller keeps; the index may not change while it does. */
 static inline void
 bundle_index_ask(const struct bundle_index *index, uint32_t hash)
 {

@@ -230,17 +230,23 @@ look_below(struct tiers *tiers, uint32_t number, const struct look_up *look_up)
     return true;
 }
 
-/* What the find of look-up number `at` in an index that changes will touch comes into the cache;
- * at begins at -2 * AHEAD. */
+/* The stages of a find in an index that may change between them: hints, and the find of number
+ * `at` begins anew. at begins at -3 * AHEAD. */
 static inline void
-prefetch(const struct bundle_index *index, const struct look_up *look_up, int at, int n)
+prefetch(const struct bundle_index *index, const struct look_up *look_up, const uint64_t *mix,
+         int at, int n)
 {
     if (index->count == 0)
         return;
-    if (at + 2 * AHEAD < n)
-        bundle_index_ask(index, look_up[at + 2 * AHEAD].hash);
-    if (at >= -AHEAD && at + AHEAD < n)
-        (void)bundle_index_first(index, look_up[at + AHEAD].hash);
+    if (at + 3 * AHEAD < n)
+        bundle_index_ask(index, look_up[at + 3 * AHEAD].hash);
+    if (at >= -2 * AHEAD && at + 2 * AHEAD < n)
+        (void)bundle_index_first(index, look_up[at + 2 * AHEAD].hash);
+    if (at >= -AHEAD && at + AHEAD < n) {
+        const struct look_up *next = &look_up[at + AHEAD];
+        (void)bundle_index_next(index, *bundle_index_head(index, next->hash), next->set,
+                                mix[next->cell]);
+    }
 }
 
 /* The cells that are looked up, and addresses of the others. */
@@ -277,13 +283,16 @@ tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
     uint32_t hits[SHAPE_MAX_ORDERS] = {0}, misses[SHAPE_MAX_ORDERS] = {0};
     for (int i = index->count > 0 ? -3 * AHEAD : 0; i < n; i++) {
         if (index->count > 0) {
-            struct look_up *first = &look_up[i + 2 * AHEAD], *next = &look_up[i + AHEAD];
             if (i + 3 * AHEAD < n)
                 bundle_index_ask(index, look_up[i + 3 * AHEAD].hash);
-            if (i >= -2 * AHEAD && i + 2 * AHEAD < n)
+            if (i >= -2 * AHEAD && i + 2 * AHEAD < n) {
+                struct look_up *first = &look_up[i + 2 * AHEAD];
                 first->at = bundle_index_first(index, first->hash);
-            if (i >= -AHEAD && i + AHEAD < n)
+            }
+            if (i >= -AHEAD && i + AHEAD < n) {
+                struct look_up *next = &look_up[i + AHEAD];
                 next->at = bundle_index_next(index, next->at, next->set, mix[next->cell]);
+            }
         }
         if (i < 0)
             continue;
@@ -347,8 +356,8 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     uint32_t number = take_request(tiers, request); /* pending 1: ours, while cells are looked up */
     struct pending_request *pending = &tiers->requests[number];
     int n = tiers_look_up_hbm(tiers, request);
-    for (int i = -2 * AHEAD; i < n; i++) {
-        prefetch(&tiers->ram.index, tiers->look_up, i, n);
+    for (int i = -3 * AHEAD; i < n; i++) {
+        prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
         if (i >= 0)
             pending->pending += look_below(tiers, number, &tiers->look_up[i]);
     }
