@@ -14,6 +14,8 @@ enum arrival {
     ARRIVAL_PLANNED, /* a plan expects a step to want it: takes only what nobody is known to want */
 };
 
+enum { POLICY_VISITS_MAX = 3 }; /* in bundle.visits: a touch changes nothing any more */
+
 struct policy;
 struct policy_ops {
     const char *name;

@@ -230,17 +230,23 @@ look_below(struct tiers *tiers, uint32_t number, const struct look_up *look_up)
     return true;
 }
 
-/* The stages of find number at + 3 * AHEAD of the n look-ups; at begins at -3 * AHEAD. */
+/* The stages of a find in an index that may change between them: hints, and the find of number
+ * `at` begins anew. at begins at -3 * AHEAD. */
 static inline void
 prefetch(const struct bundle_index *index, const struct look_up *look_up, const uint64_t *mix,
          int at, int n)
 {
+    if (index->count == 0)
+        return;
     if (at + 3 * AHEAD < n)
-        bundle_index_prefetch_head(index, look_up[at + 3 * AHEAD].hash);
+        bundle_index_ask(index, look_up[at + 3 * AHEAD].hash);
     if (at >= -2 * AHEAD && at + 2 * AHEAD < n)
-        bundle_index_prefetch_node(index, look_up[at + 2 * AHEAD].hash);
-    if (at >= -AHEAD && at + AHEAD < n)
-        bundle_index_prefetch_chain(index, look_up[at + AHEAD].hash, mix[look_up[at + AHEAD].cell]);
+        (void)bundle_index_first(index, look_up[at + 2 * AHEAD].hash);
+    if (at >= -AHEAD && at + AHEAD < n) {
+        const struct look_up *next = &look_up[at + AHEAD];
+        (void)bundle_index_next(index, *bundle_index_head(index, next->hash), next->set,
+                                mix[next->cell]);
+    }
 }
 
 /* The cells that are looked up, and addresses of the others. */
@@ -257,7 +263,7 @@ list_look_ups(struct tiers *tiers, const struct tiers_request *request)
                 request->address[cell] = no_address;
             else
                 tiers->look_up[n++] =
-                    (struct look_up){cell, bundle_hash(set, request->mix[cell]), set};
+                    (struct look_up){cell, bundle_hash(set, request->mix[cell]), NODE_NONE, set};
         }
     }
     return n;
@@ -266,24 +272,38 @@ list_look_ups(struct tiers *tiers, const struct tiers_request *request)
 int
 tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
 {
-    const struct slot_store *hbm = &tiers->hbm;
+    /* Copies, which no store to an address can change. */
+    const struct slot_store hbm = tiers->hbm;
+    const struct bundle_index *index = &hbm.index;
+    const uint64_t *mix = request->mix;
+    struct bundle_address *address = request->address;
     struct look_up *look_up = tiers->look_up;
     int n = list_look_ups(tiers, request), n_missed = 0;
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
     uint32_t hits[SHAPE_MAX_ORDERS] = {0}, misses[SHAPE_MAX_ORDERS] = {0};
-    bool any = hbm->index.count > 0;
-    for (int i = any ? -3 * AHEAD : 0; i < n; i++) {
-        if (any)
-            prefetch(&hbm->index, look_up, request->mix, i, n);
+    for (int i = index->count > 0 ? -3 * AHEAD : 0; i < n; i++) {
+        if (index->count > 0) {
+            if (i + 3 * AHEAD < n)
+                bundle_index_ask(index, look_up[i + 3 * AHEAD].hash);
+            if (i >= -2 * AHEAD && i + 2 * AHEAD < n) {
+                struct look_up *first = &look_up[i + 2 * AHEAD];
+                first->at = bundle_index_first(index, first->hash);
+            }
+            if (i >= -AHEAD && i + AHEAD < n) {
+                struct look_up *next = &look_up[i + AHEAD];
+                next->at = bundle_index_next(index, next->at, next->set, mix[next->cell]);
+            }
+        }
         if (i < 0)
             continue;
         struct look_up now = look_up[i];
-        uint32_t at = slot_store_find(hbm, now.hash, now.set, request->mix[now.cell]);
-        struct slot *slot = at != NODE_NONE ? slot_store_slot(hbm, at) : NULL;
+        uint32_t at = bundle_index_find_from(index, now.at, now.set, mix[now.cell]);
+        struct slot *slot = at != NODE_NONE ? slot_store_slot(&hbm, at) : NULL;
         if (slot && slot->bundle.state == SLOT_RESIDENT) { /* T2 */
-            (void)hbm->policy->ops->touch(hbm->policy, slot);
+            if (slot->bundle.visits != POLICY_VISITS_MAX)
+                (void)hbm.policy->ops->touch(hbm.policy, slot);
             slot->last_step = (uint32_t)request->step;
-            request->address[now.cell] = (struct bundle_address){slot_store_address(hbm, at), NULL};
+            address[now.cell] = (struct bundle_address){slot_store_address(&hbm, at), NULL};
             hits[now.set - first_set]++;
         } else {
             look_up[n_missed++] = now;
@@ -337,8 +357,7 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     struct pending_request *pending = &tiers->requests[number];
     int n = tiers_look_up_hbm(tiers, request);
     for (int i = -3 * AHEAD; i < n; i++) {
-        if (tiers->ram.index.count > 0)
-            prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
+        prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
         if (i >= 0)
             pending->pending += look_below(tiers, number, &tiers->look_up[i]);
     }
@@ -362,7 +381,7 @@ answer_waiters(struct tiers *tiers, uint32_t at, int result)
         if (result < 0) {
             fail_cell(tiers, request, cell, set);
         } else {
-            struct look_up look_up = {cell, bundle_hash(set, fetch->bundle.mix), set};
+            struct look_up look_up = {cell, bundle_hash(set, fetch->bundle.mix), NODE_NONE, set};
             void *slot = may_promote
                              ? tiers_promote(tiers, request->step, &look_up, fetch->bundle.mix, 0)
                              : NULL;

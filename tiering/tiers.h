@@ -4,7 +4,8 @@
  * is the 64-bit mix of the N-gram hash, from which all H rows follow, so equal keys mean equal
  * rows. Lookup order: HBM store, RAM store, reads in flight, resident rows of the RAM store
  * (row_slice.h), cold store. What fits neither store passes through staging, which belongs to the
- * steps that read it.
+ * steps that read it. A table that is in memory as a whole is looked up in the HBM store alone, or
+ * not at all (struct tier_resident).
  *
  *     ABSENT --fetch--> READING --landed--> WARM (RAM slot) -------promote----+
  *       ^                  |  |                 |                              v
@@ -89,7 +90,7 @@ struct tiers_options {
     /* Share of the RAM budget, 0 to 1, for rows rather than bundles (row_slice.h). What the slice
      * does not need once all rows are resident goes to bundles. */
     double row_share;
-    int max_step_rows;  /* rows of one step */
+    int max_step_rows;   /* rows of one step */
     int steps_in_flight; /* steps begun and not done or aborted, at most; 1..64 */
 };
 
@@ -164,8 +165,8 @@ struct tiers_stats {
         uint64_t budget_bytes, used_bytes;
         struct tier_set_stats set[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS];
     } tier[TIER_COUNT];
-    uint64_t staging_bytes;      /* memory of the staging area */
-    uint64_t slice_bytes;        /* of the RAM store's used_bytes: resident rows */
+    uint64_t staging_bytes; /* memory of the staging area */
+    uint64_t slice_bytes;   /* of the RAM store's used_bytes: resident rows */
     uint64_t prefetched, prefetch_used, prefetch_late; /* bundles */
     struct cold_counters nvme;
 };

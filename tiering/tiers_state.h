@@ -24,6 +24,7 @@ struct set_counts { /* one writer */
 /* One cell of a request, while it is resolved. */
 struct look_up {
     uint32_t cell, hash;
+    uint32_t at; /* while HBM is looked through: the next node */
     uint8_t set;
 };
 

@@ -23,7 +23,7 @@
 #include "tiering/policy.h"
 
 enum { QUEUE_NONE, QUEUE_PROBATION, QUEUE_MAIN };
-enum { PLANNED = 0x80, VISITS_MAX = 3 };
+enum { PLANNED = 0x80 };
 enum { PROBATION_SHARE = 8 }; /* one part in so many */
 /* Slots looked at for one victim, per queue. In probation most of those that do not leave go to
  * main, which each does once, so the larger number is rare. */
@@ -94,7 +94,7 @@ two_queue_touch(struct policy *base, struct slot *slot)
         policy->planned--;
         return true;
     }
-    if (slot->bundle.visits < VISITS_MAX)
+    if (slot->bundle.visits < POLICY_VISITS_MAX)
         slot->bundle.visits++;
     return false;
 }
