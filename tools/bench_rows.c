@@ -24,6 +24,7 @@ struct options {
     double params;
     int heads, head_dim;
     uint64_t hbm_bytes;
+    int threads, in_place; /* as in struct tiers_options */
     bool json;
 };
 
@@ -306,6 +307,8 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
         .hbm_memory = {device_chunk, device_chunk_free, b->device},
         .ram_memory = {host_chunk, host_chunk_free, b->device},
         .hbm_budget_bytes = hbm_bytes,
+        .gather_threads = b->o->threads,
+        .in_place_below = b->o->in_place,
         .max_step_rows = MOST_TOKENS,
         .steps_in_flight = IN_FLIGHT + 1,
     };
@@ -398,7 +401,8 @@ static void
 usage(FILE *out)
 {
     fputs("Usage: engram-bench rows --text FILE --tokenizer FILE [--device cuda:N] [--params N]\n"
-          "                         [--heads N] [--head-dim N] [--hbm SIZE] [--json]\n",
+          "                         [--heads N] [--head-dim N] [--hbm SIZE] [--threads N]\n"
+          "                         [--in-place N] [--json]\n",
           out);
 }
 
@@ -408,6 +412,7 @@ parse(struct options *o, int argc, char **argv)
     static const struct option longs[] = {
         {"text", 1, NULL, 't'},   {"tokenizer", 1, NULL, 'T'}, {"device", 1, NULL, 'd'},
         {"params", 1, NULL, 'P'}, {"heads", 1, NULL, 'H'},     {"head-dim", 1, NULL, 'D'},
+        {"threads", 1, NULL, 'n'}, {"in-place", 1, NULL, 'i'},
         {"hbm", 1, NULL, 'b'},    {"json", 0, NULL, 'j'},      {"help", 0, NULL, 'h'},
         {0}};
     struct err err = ERR_INIT;
@@ -435,6 +440,12 @@ parse(struct options *o, int argc, char **argv)
         case 'b':
             if (byte_size_parse(optarg, &o->hbm_bytes, &err) < 0)
                 bench_fail("--hbm", &err);
+            break;
+        case 'n':
+            o->threads = bench_number(optarg, 0, 256);
+            break;
+        case 'i':
+            o->in_place = bench_number(optarg, 0, 1 << 20);
             break;
         case 'j':
             o->json = true;
