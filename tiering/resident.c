@@ -10,7 +10,7 @@
 
 enum {
     THREADS_MAX = 256,
-    DEFAULT_THREADS = 8,
+    DEFAULT_THREADS = 16,
     OTHER_THREADS = 2, /* CPUs that the default leaves to the engine and the ring */
     /* Bundles whose rows are on their way into the cache while one is copied; with 8 heads more
      * than a core has misses in flight. */
@@ -108,8 +108,8 @@ static void
 prefetch(const uint8_t *from, uint32_t bytes)
 {
     for (uint32_t i = 0; i < bytes; i += LINE_BYTES)
-        __builtin_prefetch(from + i);
-    __builtin_prefetch(from + bytes - 1);
+        __builtin_prefetch(from + i, 0, 2); /* not into L1: more may be under way */
+    __builtin_prefetch(from + bytes - 1, 0, 2);
 }
 
 /* The rows of a bundle, and their bytes asked for. */

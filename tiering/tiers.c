@@ -6,6 +6,12 @@
 
 enum {
     AHEAD = 16, /* look-ups between two stages of a find: those whose cache misses overlap */
+    FIND_TOGETHER = 1024, /* rows from which on several threads find */
+    FIND_GRAIN = 64,      /* rows */
+    /* Bundles of HBM that one request may displace: so many, and one in so many of its look-ups. A
+     * displacement costs the resolver more than a look-up, and a long prefill is a scan. */
+    DISPLACE_LEAST = 8,
+    DISPLACE_SHARE = 16,
     PLANNED_SHARE =
         8, /* one part in so many of the RAM store for bundles planned and not yet used */
 };
@@ -91,8 +97,10 @@ tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up,
               int visits)
 {
     struct slot_store *hbm = &tiers->hbm;
-    if (step != tiers->begun_step || hbm->budget_bytes == 0 ||
-        (!slot_store_make_room(hbm) && visits < TIERS_PROMOTE_VISITS) ||
+    if (step != tiers->begun_step || hbm->budget_bytes == 0)
+        return NULL;
+    bool room = slot_store_make_room(hbm);
+    if ((!room && (visits < TIERS_PROMOTE_VISITS || tiers->displacements == 0)) ||
         slot_store_find(hbm, look_up->hash, look_up->set, mix) != NODE_NONE)
         return NULL;
     struct open_step *open = tiers_find_step(tiers, step);
@@ -102,6 +110,7 @@ tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up,
     uint32_t at = slot_store_take(hbm, look_up->set, mix, keep, ARRIVAL_DEMAND, true);
     if (at == NODE_NONE)
         return NULL;
+    tiers->displacements -= !room;
     struct slot *slot = slot_store_slot(hbm, at);
     slot->last_step = (uint32_t)step;
     slot->next = open->promoted;
@@ -249,61 +258,89 @@ prefetch(const struct bundle_index *index, const struct look_up *look_up, const 
     }
 }
 
-/* The cells that are looked up, and addresses of the others. */
-static int
-list_look_ups(struct tiers *tiers, const struct tiers_request *request)
+/* Which node of the HBM store has each cell of rows begin .. end - 1: look_up[cell]. Reads only, so
+ * that several threads may take parts of a request. */
+static void
+find_in_hbm(struct tiers *tiers, const struct tiers_request *request, int begin, int end)
 {
-    int n_orders = tiers->n_orders, n = 0;
-    uint32_t cell = 0;
-    for (int row = 0; row < request->n_rows; row++) {
+    const struct bundle_index *index = &tiers->hbm.index;
+    const uint64_t *mix = request->mix;
+    struct look_up *look_up = tiers->look_up;
+    int n_orders = tiers->n_orders, first = begin * n_orders, last = end * n_orders;
+
+    for (int row = begin, cell = first; row < end; row++) {
         bool skipped = request->skip && request->skip[row];
         for (int o = 0; o < n_orders; o++, cell++) {
             uint8_t set = (uint8_t)(request->table * n_orders + o);
-            if (skipped)
-                request->address[cell] = no_address;
-            else
-                tiers->look_up[n++] =
-                    (struct look_up){cell, bundle_hash(set, request->mix[cell]), NODE_NONE, set};
+            look_up[cell] = (struct look_up){(uint32_t)cell, bundle_hash(set, mix[cell]), NODE_NONE,
+                                             skipped ? LOOK_UP_SKIPPED : set};
         }
     }
-    return n;
+    if (index->count == 0)
+        return;
+    for (int i = first - 3 * AHEAD; i < last; i++) {
+        if (i + 3 * AHEAD < last)
+            bundle_index_ask(index, look_up[i + 3 * AHEAD].hash);
+        if (i >= first - 2 * AHEAD && i + 2 * AHEAD < last) {
+            struct look_up *now = &look_up[i + 2 * AHEAD];
+            now->at = bundle_index_first(index, now->hash);
+        }
+        if (i >= first - AHEAD && i + AHEAD < last) {
+            struct look_up *now = &look_up[i + AHEAD];
+            now->at = bundle_index_next(index, now->at, now->set, mix[now->cell]);
+        }
+        if (i >= first)
+            look_up[i].at =
+                bundle_index_find_from(index, look_up[i].at, look_up[i].set, mix[look_up[i].cell]);
+    }
+}
+
+struct find {
+    struct tiers *tiers;
+    const struct tiers_request *request;
+};
+
+static void
+find_part(void *arg, int part, int n_parts)
+{
+    const struct find *find = arg;
+    long begin, end;
+
+    pool_slice(find->request->n_rows, FIND_GRAIN, part, n_parts, &begin, &end);
+    find_in_hbm(find->tiers, find->request, (int)begin, (int)end);
 }
 
 int
 tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
 {
-    /* Copies, which no store to an address can change. */
+    /* A copy, which no store to an address can change. */
     const struct slot_store hbm = tiers->hbm;
-    const struct bundle_index *index = &hbm.index;
-    const uint64_t *mix = request->mix;
     struct bundle_address *address = request->address;
     struct look_up *look_up = tiers->look_up;
-    int n = list_look_ups(tiers, request), n_missed = 0;
+    struct find find = {tiers, request};
+    int n = request->n_rows * tiers->n_orders, n_missed = 0;
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
     uint32_t hits[SHAPE_MAX_ORDERS] = {0}, misses[SHAPE_MAX_ORDERS] = {0};
-    for (int i = index->count > 0 ? -3 * AHEAD : 0; i < n; i++) {
-        if (index->count > 0) {
-            if (i + 3 * AHEAD < n)
-                bundle_index_ask(index, look_up[i + 3 * AHEAD].hash);
-            if (i >= -2 * AHEAD && i + 2 * AHEAD < n) {
-                struct look_up *first = &look_up[i + 2 * AHEAD];
-                first->at = bundle_index_first(index, first->hash);
-            }
-            if (i >= -AHEAD && i + AHEAD < n) {
-                struct look_up *next = &look_up[i + AHEAD];
-                next->at = bundle_index_next(index, next->at, next->set, mix[next->cell]);
-            }
-        }
-        if (i < 0)
-            continue;
+
+    if (tiers->resident.pool && request->n_rows >= FIND_TOGETHER)
+        pool_run(tiers->resident.pool, find_part, &find);
+    else
+        find_in_hbm(tiers, request, 0, request->n_rows);
+    for (int i = 0; i < n; i++) {
         struct look_up now = look_up[i];
-        uint32_t at = bundle_index_find_from(index, now.at, now.set, mix[now.cell]);
-        struct slot *slot = at != NODE_NONE ? slot_store_slot(&hbm, at) : NULL;
+
+        if (i + AHEAD < n && look_up[i + AHEAD].at != NODE_NONE)
+            __builtin_prefetch(slot_store_slot(&hbm, look_up[i + AHEAD].at), 1);
+        if (now.set == LOOK_UP_SKIPPED) {
+            address[now.cell] = no_address;
+            continue;
+        }
+        struct slot *slot = now.at != NODE_NONE ? slot_store_slot(&hbm, now.at) : NULL;
         if (slot && slot->bundle.state == SLOT_RESIDENT) { /* T2 */
             if (slot->bundle.visits != POLICY_VISITS_MAX)
                 (void)hbm.policy->ops->touch(hbm.policy, slot);
             slot->last_step = (uint32_t)request->step;
-            address[now.cell] = (struct bundle_address){slot_store_address(&hbm, at), NULL};
+            address[now.cell] = (struct bundle_address){slot_store_address(&hbm, now.at), NULL};
             hits[now.set - first_set]++;
         } else {
             look_up[n_missed++] = now;
@@ -348,6 +385,8 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     ASSERT(request->table >= 0 && request->table < tiers->options.engram.n_layers);
     ASSERT(request->n_rows >= 0 && request->n_rows <= tiers->options.max_step_rows);
     begin_step(tiers, request->step);
+    tiers->displacements =
+        DISPLACE_LEAST + (uint32_t)(request->n_rows * tiers->n_orders) / DISPLACE_SHARE;
     if (tiers_is_resident(tiers, request->table)) {
         tiers_resolve_resident(tiers, request);
         (void)tiers_poll(tiers);

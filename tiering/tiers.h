@@ -82,7 +82,7 @@ struct tiers_options {
     struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
     int in_place_below; /* different bundles of one request; 0: TIERS_IN_PLACE_BELOW; 1: always
                          * staging */
-    int gather_threads; /* with the resolver; 0: 8 or as many as there are CPUs beside two, at least
+    int gather_threads; /* with the resolver; 0: 16 or as many as there are CPUs beside two, at least
                          * 1 */
     struct cold_store *cold; /* borrowed; must outlive the tiers */
     struct chunk_ops hbm_memory, ram_memory;
