@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/cpu_count.h"
 #include "tiering/bundle_index.h"
+#include "tiering/cache_hint.h"
 
 enum {
     THREADS_MAX = 256,
@@ -108,8 +109,8 @@ static void
 prefetch(const uint8_t *from, uint32_t bytes)
 {
     for (uint32_t i = 0; i < bytes; i += LINE_BYTES)
-        __builtin_prefetch(from + i, 0, 2); /* not into L1: more may be under way */
-    __builtin_prefetch(from + bytes - 1, 0, 2);
+        cache_hint(from + i);
+    cache_hint(from + bytes - 1);
 }
 
 /* The rows of a bundle, and their bytes asked for. */
