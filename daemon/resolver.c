@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/mailbox.h"
+#include "base/pool.h"
 #include "model/ngram_hash.h"
 
 enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE, MESSAGE_STOP };
@@ -16,6 +17,8 @@ enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
 /* Bundles planned between two looks at the mailbox: a step never waits behind a long prompt's plan.
  */
+/* Rows from which on several threads hash. */
+enum { HASH_TOGETHER = 1024 };
 enum { PREFETCH_SLICE = 64, MAILBOX_CAPACITY = 4096, STEP_MESSAGES = 16 };
 
 /* How the end of a step is waited for, whose tokens the next one needs: looking all the time at
@@ -111,19 +114,43 @@ take_tokens(struct resolver *r, struct step_buffer *b)
     }
 }
 
+struct hashing {
+    const struct engram_shape *engram;
+    struct step_buffer *b;
+    int table;
+};
+
+/* The mixes of a part of the step's rows. */
+static void
+hash_part(void *arg, int part, int n_parts)
+{
+    const struct hashing *h = arg;
+    size_t max_order = (size_t)h->engram->max_order, n_orders = max_order - 1;
+    long begin, end;
+
+    pool_slice(h->b->forward.batch.n_rows, HASH_TOGETHER / 16, part, n_parts, &begin, &end);
+    for (size_t row = (size_t)begin; row < (size_t)end; row++)
+        ngram_hash_mix(h->engram, h->table, h->b->ngram_ids + row * max_order,
+                       h->b->mix[h->table] + row * n_orders);
+}
+
 static void
 resolve_step(struct resolver *r, struct step_buffer *b)
 {
     const struct engram_shape *engram = &r->shape->engram;
-    int n_orders = engram->max_order - 1, n_rows = b->forward.batch.n_rows;
+    int n_rows = b->forward.batch.n_rows;
+    struct pool *pool = n_rows >= HASH_TOGETHER ? tiers_pool(r->tiers) : NULL;
 
     for (int t = 0; t < engram->n_layers; t++)
         memset(b->failed[t], 0, (size_t)n_rows);
     take_tokens(r, b);
     for (int t = 0; t < engram->n_layers; t++) {
-        for (int row = 0; row < n_rows; row++)
-            ngram_hash_mix(engram, t, b->ngram_ids + (size_t)row * (size_t)engram->max_order,
-                           b->mix[t] + (size_t)row * (size_t)n_orders);
+        struct hashing hashing = {engram, b, t};
+
+        if (pool)
+            pool_run(pool, hash_part, &hashing);
+        else
+            hash_part(&hashing, 0, 1);
         struct tiers_request request = {
             .step = b->step,
             .table = t,

@@ -68,7 +68,7 @@ struct tier_resident {
                   * (pinned) */
 };
 
-enum { TIERS_IN_PLACE_BELOW = 1024 };
+enum { TIERS_IN_PLACE_BELOW = 128 };
 
 struct tiers_options {
     struct engram_shape engram;
@@ -95,6 +95,7 @@ struct tiers_options {
 };
 
 struct tiers;
+struct pool;
 
 int tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct err *err);
 /* No step may run; reads in flight are waited for. Requests whose flag was not raised are
@@ -122,6 +123,8 @@ struct tiers_request {
     uint64_t deadline_ns; /* when the layer will want them */
 };
 void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
+/* The threads that gather rows, for the resolver's own use between two calls; NULL: there are none. */
+struct pool *tiers_pool(const struct tiers *tiers);
 /* Whether plans for this table are of no use. */
 bool tiers_is_resident(const struct tiers *tiers, int table);
 /* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any

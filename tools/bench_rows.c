@@ -10,6 +10,7 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/pool.h"
 #include "daemon/cuda_plugin.h"
 #include "gpu/cuda/single_rows.h"
 #include "model/ngram_hash.h"
@@ -160,23 +161,44 @@ launch(struct bench *b, int n)
     return s;
 }
 
-/* The host's part: hash, look up, raise. tiers NULL: every row is read in place. */
-static void
-resolve(struct bench *b, struct row_step *s, int n)
-{
-    const struct engram_shape *e = &b->shape.engram;
-    int orders = e->max_order - 1;
+struct hashing {
+    struct bench *b;
+    struct row_step *s;
+    int n;
+};
 
-    for (int i = 0; i < n; i++) {
+static void
+hash_part(void *arg, int part, int n_parts)
+{
+    const struct hashing *h = arg;
+    const struct bench *b = h->b;
+    const struct engram_shape *e = &b->shape.engram;
+    long begin, end;
+
+    pool_slice(h->n, 64, part, n_parts, &begin, &end);
+    for (long i = begin; i < end; i++) {
         int32_t ids[SHAPE_MAX_ORDER];
 
         for (int k = 0; k < e->max_order; k++)
             ids[k] = b->corpus.compressed[b->corpus.ids[b->at + i - k]];
-        ngram_hash_mix(e, 0, ids, s->mix + (size_t)i * (size_t)orders);
+        ngram_hash_mix(e, 0, ids, h->s->mix + i * (e->max_order - 1));
     }
+}
+
+/* The host's part, as the resolver's: hash, look up, raise. tiers NULL: every row is read in place. */
+static void
+resolve(struct bench *b, struct row_step *s, int n)
+{
+    struct hashing hashing = {b, s, n};
+    struct pool *pool = b->tiers && n >= 1024 ? tiers_pool(b->tiers) : NULL;
+
+    if (pool)
+        pool_run(pool, hash_part, &hashing);
+    else
+        hash_part(&hashing, 0, 1);
     b->at += n;
     if (b->tiers == NULL) {
-        for (int c = 0; c < n * orders; c++)
+        for (int c = 0; c < n * (b->shape.engram.max_order - 1); c++)
             s->address[c] = (struct bundle_address){BUNDLE_IN_PLACE, NULL};
         flag_raise(s->ready, s->forward.step);
         return;
