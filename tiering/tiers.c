@@ -407,13 +407,20 @@ take_request(struct tiers *tiers, const struct tiers_request *request)
     return NODE_NONE;
 }
 
+void
+tiers_raise(const struct tiers_request *request)
+{
+    if (request->unfinished == NULL || --*request->unfinished == 0)
+        flag_raise(request->ready, request->ready_value);
+}
+
 /* T5 */
 static void
 one_less_pending(struct pending_request *pending)
 {
     ASSERT(pending->pending > 0);
     if (--pending->pending == 0)
-        flag_raise(pending->request.ready, pending->request.ready_value);
+        tiers_raise(&pending->request);
 }
 
 void

@@ -27,15 +27,20 @@ answer_in_place(struct tiers *tiers, const struct tiers_request *request)
     }
 }
 
-/* A staging slot for each bundle, as long as there are any; the others are read in place. */
+/* A staging slot for each bundle that is not left to the device, as long as there are any; the others
+ * are read in place. */
 static void
 take_staging(struct tiers *tiers, uint64_t step)
 {
     struct resident *resident = &tiers->resident;
     struct open_step *open = tiers_find_step(tiers, step);
 
+    bool shared = resident->n_bundles >= TIERS_SHARED_FROM;
+
     ASSERT(open);
     for (uint32_t i = 0; i < resident->n_bundles; i++) {
+        if (shared && i % TIERS_IN_PLACE_SHARE == 0)
+            continue;
         uint32_t slot = staging_take(&tiers->staging);
 
         if (slot == NODE_NONE)
@@ -103,5 +108,5 @@ tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request)
         answer_in_place(tiers, request);
     else
         answer_from_host(tiers, request);
-    flag_raise(request->ready, request->ready_value);
+    tiers_raise(request);
 }

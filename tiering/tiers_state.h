@@ -89,6 +89,8 @@ void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *lo
 /* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
 int tiers_visits(struct tiers *tiers, uint32_t hash);
 
+/* A request's look-ups are over: the flag, unless others share it that are not. */
+void tiers_raise(const struct tiers_request *request);
 /* tiers_resolve for a resident table, once the step has begun. */
 void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request);
 
