@@ -16,6 +16,7 @@ int bench_serve(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_prefill(int argc, char **argv);
 int bench_text(int argc, char **argv);
+int bench_rows(int argc, char **argv);
 
 /* A number from least to most, or exit 64 with a message. */
 int bench_number(const char *text, int least, int most);

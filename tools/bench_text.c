@@ -14,9 +14,7 @@
 #include "base/clock.h"
 #include "daemon/cuda_plugin.h"
 #include "gpu/cuda/counters.h"
-#include "model/compressed_ids.h"
-#include "model/ngram_hash.h"
-#include "model/tokenizer.h"
+#include "tools/bench_corpus.h"
 #include "tools/bench_place.h"
 
 enum { MAX_PLACEMENTS = 16, PAGE_TOKENS = 64, MAX_SAMPLES = 1 << 20 };
@@ -30,12 +28,6 @@ struct options {
     int sequences, streams, least, most, chunk, warm;
     uint64_t kv_bytes;
     bool json;
-};
-
-struct text {
-    int32_t *ids;
-    int64_t n_ids;
-    int32_t *compressed; /* [vocab] */
 };
 
 struct figures {
@@ -58,61 +50,9 @@ next_random(uint64_t *state)
     return x ^ x >> 31;
 }
 
-/* One Engram layer of two orders, heads rows each, so that the table has this many parameters. */
-static void
-add_engram(struct model_shape *s, const struct options *o)
-{
-    int64_t rows = (int64_t)(o->table_params / o->head_dim / (2.0 * o->heads));
-    int64_t size[SHAPE_MAX_ORDERS] = {rows, rows};
-    struct err err = ERR_INIT;
-
-    s->engram = (struct engram_shape){.n_layers = 1,
-                                      .max_order = 3,
-                                      .heads = o->heads,
-                                      .head_dim = o->head_dim,
-                                      .conv_kernel = 4,
-                                      .norm_eps = 1e-5f,
-                                      .table_dtype = DTYPE_F8_E4M3,
-                                      .compressed_vocab = s->vocab};
-    s->engram.table[0].layer = o->layer;
-    if (ngram_hash_derive(&s->engram, 1, size, &err) < 0)
-        bench_fail("--params", &err);
-}
-
-static void
-read_text(const struct options *o, const struct model_shape *shape, struct text *ret_text)
-{
-    struct tokenizer *tokenizer;
-    struct err err = ERR_INIT;
-    FILE *file = fopen(o->text, "re");
-    size_t room = 64 << 20, size;
-    char *bytes = malloc(room);
-    int count;
-
-    if (file == NULL) {
-        fprintf(stderr, "engram-bench: %s: %s\n", o->text, strerror(errno));
-        exit(1);
-    }
-    ASSERT(bytes);
-    size = fread(bytes, 1, room, file);
-    fclose(file);
-    if (tokenizer_load(&tokenizer, o->tokenizer, shape->vocab, &err) < 0)
-        bench_fail(o->tokenizer, &err);
-    ret_text->n_ids = tokenizer_encode(tokenizer, bytes, size, 0, &ret_text->ids, &err);
-    if (ret_text->n_ids < 0)
-        bench_fail(o->text, &err);
-    ret_text->compressed = calloc((size_t)shape->vocab, sizeof *ret_text->compressed);
-    ASSERT(ret_text->compressed);
-    if (compressed_ids_build(tokenizer, shape->vocab, shape->engram.pad_id, ret_text->compressed,
-                             &count, &err) < 0)
-        bench_fail(o->tokenizer, &err);
-    tokenizer_free(tokenizer);
-    free(bytes);
-}
-
 /* Request i of a run: lengths and place in the text follow from the run's random numbers. */
 static struct job *
-make_job(const struct options *o, const struct text *t, uint64_t *random, bool engram_off)
+make_job(const struct options *o, const struct bench_corpus *t, uint64_t *random, bool engram_off)
 {
     struct job *job = calloc(1, sizeof *job);
     uint64_t span = (uint64_t)(o->most - o->least + 1);
@@ -135,7 +75,7 @@ make_job(const struct options *o, const struct text *t, uint64_t *random, bool e
 }
 
 static void
-submit(struct place *p, const struct text *t, struct job *job)
+submit(struct place *p, const struct bench_corpus *t, struct job *job)
 {
     if (p->spec.kind == PLACE_DISK) {
         int32_t *ids = malloc((size_t)job->n_prompt * sizeof *ids);
@@ -169,7 +109,7 @@ take_token(struct figures *f, struct job *job, uint64_t now)
 
 /* All n requests at once; returns when the last one has ended. */
 static void
-run_requests(struct place *p, const struct options *o, const struct text *t, int n, uint64_t seed,
+run_requests(struct place *p, const struct options *o, const struct bench_corpus *t, int n, uint64_t seed,
              struct figures *f)
 {
     struct pollfd readable = {.fd = engine_fd(p->engine), .events = POLLIN};
@@ -226,7 +166,7 @@ read_counters(struct device *device)
 }
 
 static void
-measure(const struct options *o, const struct place_options *po, const struct text *t,
+measure(const struct options *o, const struct place_options *po, const struct bench_corpus *t,
         const struct placement_spec *spec, struct figures *f)
 {
     struct metrics *m = po->metrics;
@@ -408,7 +348,7 @@ static void
 run(const struct options *o)
 {
     struct model_shape shape;
-    struct text text;
+    struct bench_corpus text;
     struct bench_table table;
     struct err err = ERR_INIT;
     struct place_options po = {.shape = &shape,
@@ -423,8 +363,8 @@ run(const struct options *o)
     ASSERT(po.metrics && ttft && itl);
     if (bench_shape(o->shape, &shape, &err) < 0)
         bench_fail("--shape", &err);
-    add_engram(&shape, o);
-    read_text(o, &shape, &text);
+    bench_add_engram(&shape, o->table_params, o->heads, o->head_dim, o->layer);
+    bench_corpus_read(&text, o->text, o->tokenizer, &shape);
     if (text.n_ids <= 2 * o->most) {
         fprintf(stderr, "engram-bench: %s has only %lld tokens\n", o->text, (long long)text.n_ids);
         exit(1);
@@ -467,8 +407,7 @@ run(const struct options *o)
     forward_free(po.forward);
     po.device->ops->close(po.device);
     metrics_free(po.metrics);
-    free(text.ids);
-    free(text.compressed);
+    bench_corpus_free(&text);
     free(ttft);
     free(itl);
 }

@@ -15,6 +15,7 @@ static const struct {
     {"decode", "decode steps of a random model, against memory bandwidth", bench_decode},
     {"prefill", "one long prompt of a random model, against the matrix rate", bench_prefill},
     {"text", "requests of real text through the engine, in several placements of the table", bench_text},
+    {"rows", "delivery of rows to the GPU against reading each by itself", bench_rows},
 };
 
 int
