@@ -6,8 +6,11 @@
  * every step that is issued before their last token is known. engine_state.h has the rules.
  *
  * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what
- * is computed for it never depends on what else is in the batch. Pages for prompt and completion of
- * all choices are taken when a job enters the batch: nothing is ever preempted. Threads:
+ * is computed for it never depends on what else is in the batch. Pages for the completion are taken
+ * as they are needed; when none is left the youngest job is preempted and computed again later. What
+ * it had generated is prefilled then, by the kernels for prompts and not by those for single rows,
+ * which may round otherwise: tokens already told never change, those to come may differ from what
+ * they would have been, in the last bits of their logits. Threads:
  * engine_submit, engine_wake and engine_collect belong to the loop; the rest runs on its own.  */
 #ifndef DAEMON_ENGINE_H
 #define DAEMON_ENGINE_H

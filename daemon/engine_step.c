@@ -73,7 +73,8 @@ fork_choices(struct engine *e, struct sequence *parent)
 
         if (child->job != job || child->phase != SEQUENCE_RESERVED)
             continue;
-        sequence_fork(child, parent, shared, e->pages);
+        sequence_fork(child, parent, shared, e->pages, &e->options.shape->engram,
+                      e->options.compressed);
         (void)forward_copy_state(e->options.forward, slot, parent_slot);
         if (job->n_prompt % e->batch.page_tokens)
             (void)forward_copy_page(e->options.forward, child->pages[shared],
@@ -93,10 +94,12 @@ advance(struct engine *e, const struct step_buffer *b)
 
         s->context += b->seq[i].n_rows;
         s->last_step = b->step;
-        if (s->phase != SEQUENCE_PREFILL || s->context < s->job->n_prompt)
+        if (s->phase != SEQUENCE_PREFILL)
             continue;
-        sequence_prompt_issued(s, &e->options.shape->engram, e->options.compressed);
-        fork_choices(e, s);
+        if (s->context == s->prefill_end)
+            sequence_prefilled(s, &e->options.shape->engram, e->options.compressed);
+        if (s->context == s->job->n_prompt)
+            fork_choices(e, s);
     }
     for (int i = 0; i < b->forward.n_outputs; i++) {
         if (uses[i].choice < 0)
@@ -201,6 +204,7 @@ engine_issue(struct engine *e)
         return false;
     }
     e->starved_since_ns = 0;
+    engine_give_pages(e);
     if (batch_compose(b, e->sequences, e->order, e->n_order, &e->batch, e->uses[b - e->buffer]) ==
         0)
         return false;

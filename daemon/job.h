@@ -1,7 +1,7 @@
 /* job: one prompt and its n choices, on its way from the loop through the engine and back.
  *
- *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop:
- * free
+ *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop: free
+ *                                      ^----- preempted -----+
  *
  * J1  The engine holds the job from engine_submit until its JOB_ENDED event, which is its last one.
  * J2  Between, the loop touches only `cancelled` and `stop`, which are its messages to the engine.
@@ -17,6 +17,8 @@
 #include "gpu/device.h"
 
 enum { JOB_MAX_CHOICES = 128, JOB_MAX_STOP_IDS = 96 };
+
+struct parked_choice;
 
 enum job_finish { JOB_RUNNING, JOB_STOP, JOB_LENGTH };
 
@@ -50,6 +52,8 @@ struct job {
     struct sample_result *prompt_scores; /* [n_prompt], made by the loop; [0] has no meaning */
     struct job *next;                    /* in the engine's queue */
     int n_running;                       /* choices not ended */
+    struct parked_choice *parked;        /* [n_parked] these, while the job is preempted; else NULL */
+    int n_parked;
     uint64_t last_token_ns;
 };
 
