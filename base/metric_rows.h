@@ -10,6 +10,8 @@ METRIC(METRIC_GAUGE, kv_cache_usage_ratio, "Share of KV cache pages in use, 0 to
 METRIC(METRIC_COUNTER, prompt_tokens_total, "Prompt tokens prefilled.")
 METRIC(METRIC_COUNTER, generation_tokens_total, "Tokens sampled.")
 METRIC(METRIC_COUNTER, preemptions_total, "Jobs taken out of the batch for want of KV pages, to be computed again later.")
+METRIC(METRIC_COUNTER, prefix_cache_query_tokens_total, "Prompt tokens of jobs that were looked up in the prefix cache.")
+METRIC(METRIC_COUNTER, prefix_cache_hit_tokens_total, "Of these, tokens found there and not computed again.")
 METRIC(METRIC_COUNTER, engine_steps_total, "Forward passes of the engine.")
 METRIC(METRIC_HISTOGRAM, time_to_first_token_seconds, "From request read to first token sampled.")
 METRIC(METRIC_HISTOGRAM, inter_token_latency_seconds, "Between two tokens of one sequence.")

@@ -236,12 +236,12 @@ engine_shared_pages(const struct engine *e, const struct job *job)
     return job->n_choices > 1 ? job->n_prompt / e->batch.page_tokens : 0;
 }
 
-/* A job enters with pages for its prompt and for what it had generated, if so many are free that
+/* A job enters with pages for its prompt, n_found of which it has, and for what it had generated, if so many are free that
  * each sequence of the batch can have one more: it is not to be preempted at once. */
 static bool
-pages_for(struct engine *e, const struct job *job, int n)
+pages_for(struct engine *e, const struct job *job, int n, int n_found)
 {
-    int need = 0, shared = engine_shared_pages(e, job), page = e->batch.page_tokens;
+    int need = -n_found, shared = engine_shared_pages(e, job), page = e->batch.page_tokens;
     bool alone = e->n_order + e->n_draining == 0;
 
     for (int i = 0; i < n; i++) {
@@ -261,26 +261,46 @@ admit(struct engine *e, struct job *job)
     if (engine_job_pages(e->batch.page_tokens, job->n_prompt, job->max_tokens, job->n_choices) >
         kv_pages_n(e->pages))
         return -E2BIG;
-    if (e->n_order + e->n_draining + n > e->options.limits.max_sequences || !pages_for(e, job, n))
+    if (e->n_order + e->n_draining + n > e->options.limits.max_sequences)
         return -ENOSPC;
+
+    struct prefix_ref found;
+    int n_spans = engine_find_prefix(e, job, &found), n_found = n_spans * e->span_pages;
+
+    if (!pages_for(e, job, n, n_found)) {
+        engine_give_back_prefix(e, n_spans);
+        return -ENOSPC;
+    }
     for (int i = 0; i < n; i++) {
-        int slot = free_slot(e), n_shared = i ? engine_shared_pages(e, job) : 0;
+        int slot = free_slot(e), n_shared = i ? engine_shared_pages(e, job) : n_found;
         struct sequence *s = &e->sequences[slot];
-        int status = job->parked
-                         ? sequence_resume(s, job, &job->parked[i], n_shared, e->pages,
-                                           e->batch.page_tokens)
-                         : sequence_reserve(s, job, i, n_shared, e->pages, e->batch.page_tokens);
+        int status =
+            job->parked
+                ? sequence_resume(s, job, &job->parked[i], n_shared, e->pages, e->batch.page_tokens)
+                : sequence_reserve(s, job, i, n_shared, e->pages, e->batch.page_tokens);
 
         if (status < 0) {
             while (e->n_order > first)
                 drop_slot(e, e->order[e->n_order - 1]);
+            engine_give_back_prefix(e, n_spans);
             return status;
         }
         e->order[e->n_order++] = slot;
     }
-    e->sequences[e->order[first]].phase = SEQUENCE_PREFILL;
-    if (job->parked == NULL)
+    struct sequence *s = &e->sequences[e->order[first]];
+
+    s->phase = SEQUENCE_PREFILL;
+    engine_use_prefix(e, s, found, n_spans);
+    if (job->parked == NULL) {
         job->n_running = job->n_choices;
+        job->n_cached = s->context;
+        if (e->prefix && !job->score_prompt) {
+            metrics_add(e->options.metrics, METRIC_ID_prefix_cache_query_tokens_total, 0,
+                        (uint64_t)job->n_prompt);
+            metrics_add(e->options.metrics, METRIC_ID_prefix_cache_hit_tokens_total, 0,
+                        (uint64_t)s->context);
+        }
+    }
     forget_parked(job);
     return 0;
 }
@@ -306,8 +326,7 @@ engine_admit_waiting(struct engine *e)
         waiting += job->parked ? job->n_parked : job->n_choices;
     atomic_store_explicit(&e->waiting, waiting, memory_order_relaxed);
     atomic_store_explicit(&e->running, e->n_order, memory_order_relaxed);
-    atomic_store_explicit(&e->pages_used, kv_pages_n(e->pages) - kv_pages_n_free(e->pages),
-                          memory_order_relaxed);
+    atomic_store_explicit(&e->pages_used, engine_used_pages(e), memory_order_relaxed);
 }
 
 void

@@ -27,6 +27,8 @@
  * E7  A preempted job's tokens, draws and counts are those the host has seen; what steps in flight
  *     sample for it is for nobody (Q3) and sampled again with the same draw. Nothing is told twice,
  *     and the prompt's scores are not written again once a token has been told (J3).
+ * E8  The prefix cache is told of a span when the step that computes it is issued, gives it to others
+ *     when that step has ended, and forgets it when the step, or a row of it, failed (P4).
  * On a device that has run a step when forward_run returns, the step is taken before the next one is
  * composed: nothing is ever pending, by the same code. */
 #ifndef DAEMON_ENGINE_STATE_H
@@ -61,8 +63,11 @@ struct engine {
 
     /* Engine. */
     struct kv_pages *pages;
-    struct sequence *sequences; /* [max_sequences] */
-    int *order;                 /* [n_order] slots in use, oldest first, without those that drain */
+    struct prefix_cache *prefix; /* NULL: there is none */
+    int span_pages;              /* of one of its entries */
+    int32_t *found_pages;        /* [kv_pages] */
+    struct sequence *sequences;  /* [max_sequences] */
+    int *order; /* [n_order] slots in use, oldest first, without those that drain */
     int n_order, n_draining;
     struct job *queue_head, **queue_tail;
     struct step_buffer buffer[STEP_BUFFERS];
@@ -105,8 +110,17 @@ void engine_admit_waiting(struct engine *e);
 
 /* engine_pages.c: who has the KV pages. */
 
-/* True: n pages are free. */
+/* True: n pages are free now. Evicts from the prefix cache what it must, or nothing at all. */
 bool engine_make_room(struct engine *e, int n);
+/* Pages in use, beside those that only the prefix cache has. */
+int engine_used_pages(const struct engine *e);
+/* Spans of the prompt that are in the prefix cache, but for its last token. Their pages, with one
+ * more owner, are in found_pages, for the sequence to use, or to be given back. */
+int engine_find_prefix(struct engine *e, struct job *job, struct prefix_ref *ret_ref);
+void engine_use_prefix(struct engine *e, struct sequence *s, struct prefix_ref ref, int n_spans);
+void engine_give_back_prefix(struct engine *e, int n_spans);
+/* The step just issued has computed the prompt up to s->context: keeps the span that ends there. */
+void engine_keep_prefix(struct engine *e, struct sequence *s);
 /* A page for each sequence whose next row needs one, oldest first, at the cost of the youngest. */
 void engine_give_pages(struct engine *e);
 

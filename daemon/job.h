@@ -51,6 +51,7 @@ struct job {
     /* Engine. */
     struct sample_result *prompt_scores; /* [n_prompt], made by the loop; [0] has no meaning */
     struct job *next;                    /* in the engine's queue */
+    int n_cached;                        /* tokens of the prompt that were in the prefix cache */
     int n_running;                       /* choices not ended */
     struct parked_choice *parked;        /* [n_parked] these, while the job is preempted; else NULL */
     int n_parked;
@@ -69,6 +70,7 @@ struct job_event {
     bool stop_token;        /* the token is one of stop_ids: not part of the text */
     int error; /* JOB_ENDED: 0, or -errno: -ECANCELED, -EIO, -ETIMEDOUT, -ESHUTDOWN, ... */
     char error_text[160]; /* JOB_ENDED with an error: one line for the client, no path in it */
+    int n_cached;                /* JOB_TOKEN, the job's first: n_cached of the job; else 0 */
     struct sample_result result; /* JOB_TOKEN */
 };
 

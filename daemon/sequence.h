@@ -25,6 +25,7 @@
 #define DAEMON_SEQUENCE_H
 
 #include "daemon/job.h"
+#include "daemon/prefix_cache.h"
 #include "gpu/kv_pages.h"
 
 enum sequence_phase {
@@ -39,7 +40,7 @@ enum sequence_phase {
 struct parked_choice {
     int choice;
     int64_t n_generated;
-    int32_t *generated; /* owned */
+    int32_t *generated;         /* owned */
     struct token_count *counts; /* owned */
     int n_counts, max_counts;
 };
@@ -49,19 +50,21 @@ struct sequence {
     enum sequence_phase phase;
     struct job *job; /* NULL when DRAINING */
     int choice;
-    int32_t context;                 /* tokens in the KV cache once all that is issued has run */
+    int32_t context;     /* tokens in the KV cache once all that is issued has run */
     int32_t prefill_end; /* PREFILL ends here: the prompt, and after a preemption all that had been
                           * generated but the last token */
-    int32_t next_token;              /* DECODE, nothing pending: sampled, not yet computed */
-    int64_t n_generated;             /* tokens the host has seen, next_token included */
-    int32_t *generated;              /* [max_tokens of the job] these tokens, owned */
-    int n_pending;                   /* tokens behind those that steps in flight sample */
+    int32_t next_token;  /* DECODE, nothing pending: sampled, not yet computed */
+    int64_t n_generated; /* tokens the host has seen, next_token included */
+    int32_t *generated;  /* [max_tokens of the job] these tokens, owned */
+    int n_pending;       /* tokens behind those that steps in flight sample */
     int32_t pending_output;          /* of the newest of these: its index in its step's outputs */
     uint64_t last_step;              /* newest step that knows it; 0: none */
     int32_t recent[SHAPE_MAX_ORDER]; /* compressed ids of tokens seen, newest first */
-    int32_t *pages;                  /* [n_pages] of [max_pages], owned; -1: shared from the fork on */
+    int32_t *pages; /* [n_pages] of [max_pages], owned; -1: shared from the fork on */
     int n_pages, max_pages;
-    int32_t room_tokens;             /* what n_pages hold */
+    int32_t room_tokens;        /* what n_pages hold */
+    struct prefix_ref prefix;   /* n_spans > 0: the last span of the prefix cache it uses */
+    int n_spans;                /* its first pages are those of so many spans */
     struct token_count *counts; /* sorted by token; NULL when no penalty is asked for */
     int n_counts, max_counts;
 };

@@ -56,6 +56,7 @@ open_rig(bool behind, const char *const *extra, unsigned step_timeout_ms)
         .limits = s->limits,
         .resolver = s->resolver,
         .compressed = s->compressed,
+        .prefix_cache = r->conf->engine_prefix_cache,
         .prefill_chunk = (int)r->conf->engine_prefill_chunk,
         .max_queue = (int)r->conf->engine_max_queue,
         .max_sequence_pages = s->limits.kv_pages,
@@ -278,7 +279,7 @@ wait_all_free(struct rig *r)
 struct rig *
 reference(struct job *(*make)(unsigned), int n)
 {
-    static const char *const roomy[] = {"engine.kv_size=4MiB", NULL};
+    static const char *const roomy[] = {"engine.kv_size=4MiB", "engine.prefix_cache=false", NULL};
     struct rig *r = open_rig(false, roomy, 0);
 
     for (int i = 0; i < n; i++)
