@@ -53,6 +53,7 @@ CONF_INT(engine_prefill_chunk, "engine", "prefill_chunk", 256, 16, 8192, CONF_RE
 CONF_INT(engine_max_queue, "engine", "max_queue", 256, 0, 1000000, CONF_RESTART, "Choices waiting for the batch before requests are answered 429.")
 CONF_SIZE(engine_kv_size, "engine", "kv_size", "256MiB", "64KiB", "16TiB", CONF_RESTART, "Memory of the KV cache.")
 CONF_INT(engine_max_context, "engine", "max_context", 0, 0, 16777216, CONF_RESTART, "Longest prompt plus completion in tokens; 0: what the model was made for.")
+CONF_BOOL(engine_prefix_cache, "engine", "prefix_cache", true, CONF_RESTART, "KV pages of prompts are kept for prompts that begin alike, in multiples of engine.prefill_chunk; Engram states beside them take up to a sixteenth of engine.kv_size.")
 CONF_INT(engine_default_max_tokens, "engine", "default_max_tokens", 16, 1, 1000000, CONF_RESTART, "max_tokens of a request that names none.")
 
 CONF_SIZE(tier_hbm_size, "tier.hbm", "size", "1GiB", "0B", "16TiB", CONF_LIVE, "Device memory for hot bundles.")

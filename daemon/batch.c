@@ -120,6 +120,7 @@ put_chunk(struct cursor *c, const struct sequence *s, int slot, int n_rows)
 {
     const struct engram_shape *engram = &c->options->shape->engram;
     const struct job *job = s->job;
+    bool fresh = s->n_generated == 0; /* else all of the prompt's outputs have been taken */
 
     put_sequence(c, s, slot, n_rows);
     for (int i = 0; i < n_rows; i++) {
@@ -128,8 +129,8 @@ put_chunk(struct cursor *c, const struct sequence *s, int slot, int n_rows)
         if (c->options->compressed)
             for (int k = 0; k < engram->max_order; k++)
                 c->b->ngram_ids[c->n_rows * engram->max_order + k] =
-                    at >= k ? c->options->compressed[job->prompt[at - k]] : engram->pad_id;
-        if (job->score_prompt && at + 1 < job->n_prompt) {
+                    at >= k ? c->options->compressed[sequence_token(s, at - k)] : engram->pad_id;
+        if (fresh && job->score_prompt && at + 1 < job->n_prompt) {
             struct sample_params score = {.forced = job->prompt[at + 1],
                                           .slot = -1,
                                           .n_top = job->params.n_top,
@@ -139,14 +140,14 @@ put_chunk(struct cursor *c, const struct sequence *s, int slot, int n_rows)
 
             put_output(c, c->n_rows, &score, slot, -1, at + 1);
         }
-        if (at + 1 == job->n_prompt && job->max_tokens > 0)
+        if (fresh && at + 1 == job->n_prompt && job->max_tokens > 0)
             for (int choice = 0; choice < job->n_choices; choice++) {
                 int of = slot_of_choice(c, job, choice);
                 struct sample_params params = sampling(s, choice, of);
 
                 put_output(c, c->n_rows, &params, of, choice, 0);
             }
-        put_row(c, job->prompt[at], at);
+        put_row(c, sequence_token(s, at), at);
     }
 }
 
@@ -175,8 +176,7 @@ batch_compose(struct step_buffer *b, const struct sequence *sequences, const int
             continue;
         /* Chunks end at multiples of the chunk size of the sequence itself, never where room ends.
          */
-        int rest = s->job->n_prompt - s->context;
-        int n_rows = rest < options->prefill_chunk ? rest : options->prefill_chunk;
+        int n_rows = sequence_chunk_rows(s, options->prefill_chunk);
 
         if (n_rows > room)
             break;

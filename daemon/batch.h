@@ -23,7 +23,7 @@ struct batch_options {
  * while one is pending, and the row awaits it), then chunks of sequences in PREFILL in the
  * order given by `order` (slots, oldest first), at most prefill_chunk rows of them. Returns the
  * number of rows. uses is [max_outputs]. The last chunk of a prompt has one sampled output per
- * choice of its job.        */
+ * choice of its job, unless it is computed again after a preemption. */
 int batch_compose(struct step_buffer *buffer, const struct sequence *sequences, const int *order,
                   int n_order, const struct batch_options *options, struct batch_use *uses);
 

@@ -42,8 +42,39 @@ engine_main(void *arg)
     engine_take_inbox(e, 0);
     engine_drop_all(e, -ESHUTDOWN, "the server is shutting down");
     engine_flush_events(e);
+    while (e->prefix && prefix_cache_evict(e->prefix))
+        ;
+    ASSERT(kv_pages_n_free(e->pages) == kv_pages_n(e->pages));
     atomic_store(&e->stopped, true);
     return NULL;
+}
+
+/* A span of the prefix cache ends where a chunk and a page end. */
+static int
+span_pages(const struct engine *e)
+{
+    int page = e->batch.page_tokens, chunk = e->batch.prefill_chunk, tokens = chunk;
+
+    while (tokens % page)
+        tokens += chunk;
+    return tokens / page;
+}
+
+static bool
+open_prefix_cache(struct engine *e)
+{
+    const struct forward_limits *limits = &e->options.limits;
+    struct prefix_options options = {.pages = e->pages,
+                                     .span_tokens = span_pages(e) * limits->page_tokens,
+                                     .span_pages = span_pages(e),
+                                     .first_state = limits->max_sequences,
+                                     .n_states = limits->n_states - limits->max_sequences};
+
+    e->span_pages = options.span_pages;
+    e->found_pages = calloc((size_t)limits->kv_pages + 1, sizeof *e->found_pages);
+    if (e->options.prefix_cache && e->pages)
+        e->prefix = prefix_cache_new(&options);
+    return e->found_pages && (e->prefix || !e->options.prefix_cache);
 }
 
 int
@@ -70,7 +101,7 @@ engine_start(struct engine **ret_engine, const struct engine_options *options, s
     e->pages = kv_pages_new(limits->kv_pages);
     e->sequences = calloc((size_t)limits->max_sequences, sizeof *e->sequences);
     e->order = calloc((size_t)limits->max_sequences, sizeof *e->order);
-    bool ok = true;
+    bool ok = open_prefix_cache(e);
 
     for (int i = 0; i < STEP_BUFFERS; i++)
         ok &= (e->uses[i] = calloc((size_t)limits->max_outputs, sizeof *e->uses[i])) != NULL;
@@ -134,7 +165,9 @@ engine_free(struct engine *e)
     mailbox_free(e->inbox);
     mailbox_free(e->outbox);
     mailbox_free(e->free_blocks);
+    prefix_cache_free(e->prefix);
     kv_pages_free(e->pages);
+    free(e->found_pages);
     free(e->blocks);
     free(e->sequences);
     free(e->order);

@@ -6,8 +6,12 @@
  * every step that is issued before their last token is known. engine_state.h has the rules.
  *
  * A sequence's prefill chunks are cut at multiples of `prefill_chunk` from its own start, so what
- * is computed for it never depends on what else is in the batch. Pages for prompt and completion of
- * all choices are taken when a job enters the batch: nothing is ever preempted. Threads:
+ * is computed for it never depends on what else is in the batch. Pages for the completion are taken
+ * as they are needed; when none is left the youngest job is preempted and computed again later. What
+ * it had generated is prefilled then, by the kernels for prompts and not by those for single rows,
+ * which may round otherwise: tokens already told never change, those to come may differ from what
+ * they would have been, in the last bits of their logits. Pages of prompts are kept for prompts that
+ * begin alike (prefix_cache.h): what is computed is the same with and without. Threads:
  * engine_submit, engine_wake and engine_collect belong to the loop; the rest runs on its own.  */
 #ifndef DAEMON_ENGINE_H
 #define DAEMON_ENGINE_H
@@ -32,9 +36,10 @@ struct engine_options {
     struct forward_limits limits;
     struct resolver *resolver; /* NULL without Engram layers */
     const int32_t *compressed; /* [vocab] compressed ids; NULL without Engram layers */
-    int prefill_chunk;         /* rows of prompts in one step, and of one prompt's chunk */
-    int max_queue;             /* choices that may wait beyond those in the batch */
-    int max_sequence_pages;    /* KV pages of the longest sequence */
+    bool prefix_cache; /* of state slots beyond max_sequences, if the model has states at all */
+    int prefill_chunk; /* rows of prompts in one step, and of one prompt's chunk */
+    int max_queue;     /* choices that may wait beyond those in the batch */
+    int max_sequence_pages; /* KV pages of the longest sequence */
     uint64_t row_timeout_ns;
     uint64_t step_timeout_ns; /* a step that takes longer, waits for rows aside, is never going to
                                * end; 0: a minute */

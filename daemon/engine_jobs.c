@@ -1,5 +1,7 @@
 /* engine_jobs: jobs on their way into the batch and out of it. Thread: engine. */
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
@@ -47,10 +49,23 @@ engine_put_event(struct engine *e, struct job *job, enum job_event_kind kind)
     return event;
 }
 
+static const char no_memory[] = "no memory for the request";
+
+static void
+forget_parked(struct job *job)
+{
+    for (int i = 0; i < job->n_parked; i++)
+        parked_choice_fini(&job->parked[i]);
+    free(job->parked);
+    job->parked = NULL;
+    job->n_parked = 0;
+}
+
 /* The job's last event. Its sequences must be released. */
 static void
 end_job(struct engine *e, struct job *job, int error, const char *text)
 {
+    forget_parked(job);
     struct job_event *event = engine_put_event(e, job, JOB_ENDED);
 
     event->error = error;
@@ -110,6 +125,32 @@ engine_end_choice(struct engine *e, int slot)
 }
 
 void
+engine_preempt(struct engine *e, struct job *job)
+{
+    int n = 0;
+
+    for (int i = 0; i < e->n_order; i++)
+        n += e->sequences[e->order[i]].job == job;
+    ASSERT(n > 0 && job->parked == NULL);
+    job->parked = calloc((size_t)n, sizeof *job->parked);
+    if (job->parked == NULL) {
+        engine_drop_job(e, job, -ENOMEM, no_memory);
+        return;
+    }
+    job->n_parked = n;
+    for (int i = e->n_order - 1; i >= 0; i--)
+        if (e->sequences[e->order[i]].job == job) {
+            sequence_park(&e->sequences[e->order[i]], &job->parked[--n]);
+            drop_slot(e, e->order[i]);
+        }
+    job->next = e->queue_head;
+    e->queue_head = job;
+    if (job->next == NULL)
+        e->queue_tail = &job->next;
+    metrics_add(e->options.metrics, METRIC_ID_preemptions_total, 0, 1);
+}
+
+void
 engine_release_drained(struct engine *e)
 {
     for (int slot = 0; slot < e->options.limits.max_sequences && e->n_draining; slot++) {
@@ -120,6 +161,25 @@ engine_release_drained(struct engine *e)
         sequence_release(s, e->pages);
         e->n_draining--;
     }
+}
+
+/* Choices of a preempted job that need not be computed again. */
+static void
+stop_parked(struct job *job)
+{
+    int n = 0;
+
+    for (int i = 0; i < job->n_parked; i++) {
+        struct parked_choice *parked = &job->parked[i];
+
+        if (!atomic_load_explicit(&job->stop[parked->choice], memory_order_acquire)) {
+            job->parked[n++] = *parked;
+            continue;
+        }
+        parked_choice_fini(parked);
+        job->n_running--;
+    }
+    job->n_parked = n;
 }
 
 /* Takes what the loop asks for: jobs cancelled, choices stopped. Pairs with job->cancelled and
@@ -144,6 +204,13 @@ engine_cancel_sweep(struct engine *e)
         if (atomic_load_explicit(&job->cancelled, memory_order_acquire)) {
             *at = job->next;
             end_job(e, job, -ECANCELED, "cancelled");
+            continue;
+        }
+        if (job->parked)
+            stop_parked(job);
+        if (job->parked && job->n_parked == 0) {
+            *at = job->next;
+            end_job(e, job, 0, "");
         } else {
             at = &job->next;
         }
@@ -169,29 +236,72 @@ engine_shared_pages(const struct engine *e, const struct job *job)
     return job->n_choices > 1 ? job->n_prompt / e->batch.page_tokens : 0;
 }
 
+/* A job enters with pages for its prompt, n_found of which it has, and for what it had generated, if so many are free that
+ * each sequence of the batch can have one more: it is not to be preempted at once. */
+static bool
+pages_for(struct engine *e, const struct job *job, int n, int n_found)
+{
+    int need = -n_found, shared = engine_shared_pages(e, job), page = e->batch.page_tokens;
+    bool alone = e->n_order + e->n_draining == 0;
+
+    for (int i = 0; i < n; i++) {
+        int64_t known = job->n_prompt + (job->parked ? job->parked[i].n_generated : 0);
+
+        need += (int)((known + page - 1) / page) - (i ? shared : 0);
+    }
+    return engine_make_room(e, need + (alone ? 0 : e->n_order + n));
+}
+
 /* Reserves slots and pages for all choices of a job, or nothing. */
 static int
 admit(struct engine *e, struct job *job)
 {
-    int old_n_order = e->n_order;
+    int n = job->parked ? job->n_parked : job->n_choices, first = e->n_order;
 
-    if (e->n_order + e->n_draining + job->n_choices > e->options.limits.max_sequences)
+    if (engine_job_pages(e->batch.page_tokens, job->n_prompt, job->max_tokens, job->n_choices) >
+        kv_pages_n(e->pages))
+        return -E2BIG;
+    if (e->n_order + e->n_draining + n > e->options.limits.max_sequences)
         return -ENOSPC;
-    for (int choice = 0; choice < job->n_choices; choice++) {
-        int slot = free_slot(e);
-        int status = sequence_reserve(&e->sequences[slot], job, choice,
-                                      choice ? engine_shared_pages(e, job) : 0, e->pages,
-                                      e->batch.page_tokens);
+
+    struct prefix_ref found;
+    int n_spans = engine_find_prefix(e, job, &found), n_found = n_spans * e->span_pages;
+
+    if (!pages_for(e, job, n, n_found)) {
+        engine_give_back_prefix(e, n_spans);
+        return -ENOSPC;
+    }
+    for (int i = 0; i < n; i++) {
+        int slot = free_slot(e), n_shared = i ? engine_shared_pages(e, job) : n_found;
+        struct sequence *s = &e->sequences[slot];
+        int status =
+            job->parked
+                ? sequence_resume(s, job, &job->parked[i], n_shared, e->pages, e->batch.page_tokens)
+                : sequence_reserve(s, job, i, n_shared, e->pages, e->batch.page_tokens);
 
         if (status < 0) {
-            while (e->n_order > old_n_order)
+            while (e->n_order > first)
                 drop_slot(e, e->order[e->n_order - 1]);
+            engine_give_back_prefix(e, n_spans);
             return status;
         }
         e->order[e->n_order++] = slot;
     }
-    e->sequences[e->order[old_n_order]].phase = SEQUENCE_PREFILL;
-    job->n_running = job->n_choices;
+    struct sequence *s = &e->sequences[e->order[first]];
+
+    s->phase = SEQUENCE_PREFILL;
+    engine_use_prefix(e, s, found, n_spans);
+    if (job->parked == NULL) {
+        job->n_running = job->n_choices;
+        job->n_cached = s->context;
+        if (e->prefix && !job->score_prompt) {
+            metrics_add(e->options.metrics, METRIC_ID_prefix_cache_query_tokens_total, 0,
+                        (uint64_t)job->n_prompt);
+            metrics_add(e->options.metrics, METRIC_ID_prefix_cache_hit_tokens_total, 0,
+                        (uint64_t)s->context);
+        }
+    }
+    forget_parked(job);
     return 0;
 }
 
@@ -208,16 +318,15 @@ engine_admit_waiting(struct engine *e)
         if (e->queue_head == NULL)
             e->queue_tail = &e->queue_head;
         if (status < 0)
-            end_job(e, job, status, "no memory for the request");
+            end_job(e, job, status, no_memory);
     }
     int waiting = 0;
 
     for (const struct job *job = e->queue_head; job; job = job->next)
-        waiting += job->n_choices;
+        waiting += job->parked ? job->n_parked : job->n_choices;
     atomic_store_explicit(&e->waiting, waiting, memory_order_relaxed);
     atomic_store_explicit(&e->running, e->n_order, memory_order_relaxed);
-    atomic_store_explicit(&e->pages_used, kv_pages_n(e->pages) - kv_pages_n_free(e->pages),
-                          memory_order_relaxed);
+    atomic_store_explicit(&e->pages_used, engine_used_pages(e), memory_order_relaxed);
 }
 
 void

@@ -16,6 +16,19 @@
  *     for nobody (Q3). A job that first appears in the step behind took nothing from the step that
  *     timed out, and goes on.
  * E4  After an error of the device nothing is in flight any more: every job ends, no step is issued.
+ * E5  Jobs enter in the order they came, and the batch and behind it the queue are in that order: a
+ *     job enters when its prompt fits, with a page to spare for every sequence; the one that is
+ *     preempted is the youngest of the batch and goes to the head of the queue.
+ * E6  Pages for decoding are taken step by step, the oldest job first. When none is free, the
+ *     youngest job is preempted, unless sequences drain, whose pages are waited for: what waits for
+ *     a page sits out. So the oldest job never waits for more than the steps in flight, alone it
+ *     has all the pages, and admit refuses a job that would need more: it always gets on, no job
+ *     waits for ever.
+ * E7  A preempted job's tokens, draws and counts are those the host has seen; what steps in flight
+ *     sample for it is for nobody (Q3) and sampled again with the same draw. Nothing is told twice,
+ *     and the prompt's scores are not written again once a token has been told (J3).
+ * E8  The prefix cache is told of a span when the step that computes it is issued, gives it to others
+ *     when that step has ended, and forgets it when the step, or a row of it, failed (P4).
  * On a device that has run a step when forward_run returns, the step is taken before the next one is
  * composed: nothing is ever pending, by the same code. */
 #ifndef DAEMON_ENGINE_STATE_H
@@ -50,8 +63,11 @@ struct engine {
 
     /* Engine. */
     struct kv_pages *pages;
-    struct sequence *sequences; /* [max_sequences] */
-    int *order;                 /* [n_order] slots in use, oldest first, without those that drain */
+    struct prefix_cache *prefix; /* NULL: there is none */
+    int span_pages;              /* of one of its entries */
+    int32_t *found_pages;        /* [kv_pages] */
+    struct sequence *sequences;  /* [max_sequences] */
+    int *order; /* [n_order] slots in use, oldest first, without those that drain */
     int n_order, n_draining;
     struct job *queue_head, **queue_tail;
     struct step_buffer buffer[STEP_BUFFERS];
@@ -86,9 +102,27 @@ void engine_release_drained(struct engine *e);
 int engine_shared_pages(const struct engine *e, const struct job *job);
 /* Waits for a message at most timeout_ns, then queues all jobs there are. */
 void engine_take_inbox(struct engine *e, uint64_t timeout_ns);
+/* Takes a job out of the batch and puts it first in the queue, with what it has generated. */
+void engine_preempt(struct engine *e, struct job *job);
 /* Takes what the loop asks for: jobs cancelled, choices stopped. */
 void engine_cancel_sweep(struct engine *e);
 void engine_admit_waiting(struct engine *e);
+
+/* engine_pages.c: who has the KV pages. */
+
+/* True: n pages are free now. Evicts from the prefix cache what it must, or nothing at all. */
+bool engine_make_room(struct engine *e, int n);
+/* Pages in use, beside those that only the prefix cache has. */
+int engine_used_pages(const struct engine *e);
+/* Spans of the prompt that are in the prefix cache, but for its last token. Their pages, with one
+ * more owner, are in found_pages, for the sequence to use, or to be given back. */
+int engine_find_prefix(struct engine *e, struct job *job, struct prefix_ref *ret_ref);
+void engine_use_prefix(struct engine *e, struct sequence *s, struct prefix_ref ref, int n_spans);
+void engine_give_back_prefix(struct engine *e, int n_spans);
+/* The step just issued has computed the prompt up to s->context: keeps the span that ends there. */
+void engine_keep_prefix(struct engine *e, struct sequence *s);
+/* A page for each sequence whose next row needs one, oldest first, at the cost of the youngest. */
+void engine_give_pages(struct engine *e);
 
 /* engine_step.c: steps on their way through the device. */
 

@@ -73,7 +73,8 @@ fork_choices(struct engine *e, struct sequence *parent)
 
         if (child->job != job || child->phase != SEQUENCE_RESERVED)
             continue;
-        sequence_fork(child, parent, shared, e->pages);
+        sequence_fork(child, parent, shared, e->pages, &e->options.shape->engram,
+                      e->options.compressed);
         (void)forward_copy_state(e->options.forward, slot, parent_slot);
         if (job->n_prompt % e->batch.page_tokens)
             (void)forward_copy_page(e->options.forward, child->pages[shared],
@@ -93,10 +94,13 @@ advance(struct engine *e, const struct step_buffer *b)
 
         s->context += b->seq[i].n_rows;
         s->last_step = b->step;
-        if (s->phase != SEQUENCE_PREFILL || s->context < s->job->n_prompt)
+        if (s->phase != SEQUENCE_PREFILL)
             continue;
-        sequence_prompt_issued(s, &e->options.shape->engram, e->options.compressed);
-        fork_choices(e, s);
+        engine_keep_prefix(e, s);
+        if (s->context == s->prefill_end)
+            sequence_prefilled(s, &e->options.shape->engram, e->options.compressed);
+        if (s->context == s->job->n_prompt)
+            fork_choices(e, s);
     }
     for (int i = 0; i < b->forward.n_outputs; i++) {
         if (uses[i].choice < 0)
@@ -201,6 +205,7 @@ engine_issue(struct engine *e)
         return false;
     }
     e->starved_since_ns = 0;
+    engine_give_pages(e);
     if (batch_compose(b, e->sequences, e->order, e->n_order, &e->batch, e->uses[b - e->buffer]) ==
         0)
         return false;
@@ -255,6 +260,7 @@ take_token(struct engine *e, int slot, const struct sample_result *result)
 
     event->choice = s->choice;
     event->result = *result;
+    event->n_cached = s->choice == 0 && s->n_generated == 1 ? job->n_cached : 0;
     event->stop_token = s->n_generated > job->min_tokens && is_stop_token(job, result->token);
     event->finish = event->stop_token                   ? JOB_STOP
                     : s->n_generated == job->max_tokens ? JOB_LENGTH
@@ -273,10 +279,13 @@ drop_failed_rows(struct engine *e, const struct step_buffer *b)
         const struct batch_seq *seq = &b->seq[i];
         struct job *job = e->sequences[seq->state_slot].job;
 
-        for (int t = 0; t < n_tables(e) && job && !seq->engram_off; t++)
+        for (int t = 0; t < n_tables(e) && !seq->engram_off; t++)
             if (memchr(b->failed[t] + seq->first_row, 1, (size_t)seq->n_rows)) {
-                engine_drop_job(e, job, -EIO,
-                                "rows of the N-gram tables could not be read from the disk");
+                if (e->prefix)
+                    prefix_cache_forget(e->prefix, b->step);
+                if (job)
+                    engine_drop_job(e, job, -EIO,
+                                    "rows of the N-gram tables could not be read from the disk");
                 break;
             }
     }
@@ -318,6 +327,8 @@ take_results(struct engine *e, struct step_buffer *b)
 static void
 fail_step(struct engine *e, const struct step_buffer *b, int error, const char *text)
 {
+    if (e->prefix)
+        prefix_cache_forget(e->prefix, b->step);
     for (int i = 0; i < b->forward.batch.n_seqs; i++) {
         struct job *job = e->sequences[b->seq[i].state_slot].job;
 

@@ -396,6 +396,7 @@ take_token(struct exchange *x, const struct job_event *event)
         send_event(x, index);
     ch->n_tokens++;
     x->usage.completion_tokens++;
+    x->usage.cached_tokens += event->n_cached;
     put_logprob(x, ch, event->result.token, &event->result);
     if (event->stop_token) {
         for (int i = 0; i < x->c->n_stop_ids; i++)

@@ -1,7 +1,7 @@
 /* job: one prompt and its n choices, on its way from the loop through the engine and back.
  *
- *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop:
- * free
+ *     loop: new --submit--> engine: WAITING -> PREFILL -> DECODE x n --JOB_ENDED event--> loop: free
+ *                                      ^----- preempted -----+
  *
  * J1  The engine holds the job from engine_submit until its JOB_ENDED event, which is its last one.
  * J2  Between, the loop touches only `cancelled` and `stop`, which are its messages to the engine.
@@ -17,6 +17,8 @@
 #include "gpu/device.h"
 
 enum { JOB_MAX_CHOICES = 128, JOB_MAX_STOP_IDS = 96 };
+
+struct parked_choice;
 
 enum job_finish { JOB_RUNNING, JOB_STOP, JOB_LENGTH };
 
@@ -49,7 +51,10 @@ struct job {
     /* Engine. */
     struct sample_result *prompt_scores; /* [n_prompt], made by the loop; [0] has no meaning */
     struct job *next;                    /* in the engine's queue */
+    int n_cached;                        /* tokens of the prompt that were in the prefix cache */
     int n_running;                       /* choices not ended */
+    struct parked_choice *parked;        /* [n_parked] these, while the job is preempted; else NULL */
+    int n_parked;
     uint64_t last_token_ns;
 };
 
@@ -65,6 +70,7 @@ struct job_event {
     bool stop_token;        /* the token is one of stop_ids: not part of the text */
     int error; /* JOB_ENDED: 0, or -errno: -ECANCELED, -EIO, -ETIMEDOUT, -ESHUTDOWN, ... */
     char error_text[160]; /* JOB_ENDED with an error: one line for the client, no path in it */
+    int n_cached;                /* JOB_TOKEN, the job's first: n_cached of the job; else 0 */
     struct sample_result result; /* JOB_TOKEN */
 };
 

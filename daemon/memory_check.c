@@ -66,13 +66,23 @@ real_need(const struct serving *s, uint64_t budget)
     return budget < 2 * s->table_bytes ? budget : 2 * s->table_bytes;
 }
 
+/* The KV cache, and the Engram states that go with it. */
+static uint64_t
+kv_need(const struct serving *s)
+{
+    bool states = s->conf->engine_prefix_cache && s->config.shape.engram.n_layers > 0;
+    uint64_t kv = s->conf->engine_kv_size;
+
+    return kv + (states ? kv / MEMORY_CHECK_STATE_SHARE : 0);
+}
+
 /* What runs on a GPU: weights, KV cache and the HBM tier in its memory. `held`: what of them is
  * there already. */
 static int
 check_gpu(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t held, struct err *err)
 {
     uint64_t unused = 0, total = 0;
-    uint64_t need = s->weight_bytes + s->conf->engine_kv_size + need_hbm + overhead_bytes;
+    uint64_t need = s->weight_bytes + kv_need(s) + need_hbm + overhead_bytes;
     char text[5][32];
     int status = s->device->ops->memory_info(s->device, &unused, &total);
 
@@ -112,8 +122,7 @@ check(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t ram, ui
                        byte_size_format(gpu_overhead_bytes, text[1], sizeof text[1]),
                        byte_size_format(limit, text[2], sizeof text[2]));
     }
-    uint64_t need =
-        s->weight_bytes + s->conf->engine_kv_size + need_hbm + need_ram + overhead_bytes;
+    uint64_t need = s->weight_bytes + kv_need(s) + need_hbm + need_ram + overhead_bytes;
     if (need <= limit)
         return 0;
     return err_set(err, EINVAL,
@@ -176,5 +185,5 @@ memory_check_resize(const struct serving *s, uint64_t hbm, uint64_t ram, struct 
         ram = stats.tier[TIER_RAM].budget_bytes;
     return check(s, hbm, asked_hbm ? hbm : real_need(s, hbm), ram,
                  asked_ram ? ram : real_need(s, ram),
-                 s->weight_bytes + s->conf->engine_kv_size + stats.tier[TIER_HBM].used_bytes, err);
+                 s->weight_bytes + kv_need(s) + stats.tier[TIER_HBM].used_bytes, err);
 }

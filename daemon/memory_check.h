@@ -5,6 +5,9 @@
 
 #include "daemon/serving.h"
 
+/* Engram states of the prefix cache take no more than this part of engine.kv_size, beside it. */
+enum { MEMORY_CHECK_STATE_SHARE = 16 };
+
 /* Memory this process may use: the smaller of physical memory and memory.max of its cgroups. */
 uint64_t memory_limit_bytes(void);
 /* Weights, KV cache and both budgets against the limit; -EINVAL with the sum in err. A budget that

@@ -146,6 +146,25 @@ open_device(struct loading *l)
     return open_cpu(l);
 }
 
+/* State slots of the prefix cache: one for each span that the KV pages can hold, if they fit in the
+ * share of memory that memory_check.c leaves for them. */
+static int
+saved_states(const struct serving *s)
+{
+    struct forward_limits limits = s->limits;
+    struct forward_sizes sizes;
+    uint64_t spans =
+        (uint64_t)limits.kv_pages * PAGE_TOKENS / (uint64_t)s->conf->engine_prefill_chunk;
+
+    limits.n_states = 1;
+    forward_sizes(s->device, &s->config.shape, &limits, &sizes);
+    if (sizes.state_bytes == 0)
+        return 0;
+    uint64_t room = s->conf->engine_kv_size / MEMORY_CHECK_STATE_SHARE / sizes.state_bytes;
+
+    return (int)(room < spans ? room : spans);
+}
+
 /* How much fits: KV pages from the budget, context from the model and the pages. */
 static int
 size_engine(struct loading *l)
@@ -174,6 +193,8 @@ size_engine(struct loading *l)
         .page_tokens = PAGE_TOKENS,
     };
     s->limits.max_outputs = s->limits.max_rows + s->limits.max_sequences;
+    if (conf->engine_prefix_cache)
+        s->limits.n_states += saved_states(s);
     return 0;
 }
 
@@ -349,6 +370,7 @@ start_engine(struct loading *l)
         .limits = s->limits,
         .resolver = s->resolver,
         .compressed = s->compressed,
+        .prefix_cache = conf->engine_prefix_cache,
         .prefill_chunk = (int)conf->engine_prefill_chunk,
         .max_queue = (int)conf->engine_max_queue,
         .max_sequence_pages = (s->max_context + PAGE_TOKENS - 1) / PAGE_TOKENS,

@@ -92,6 +92,8 @@ put(struct bench *b, int slot, enum sequence_phase phase, int n_prompt, int n_ch
 
     assert_int_equal(
         sequence_reserve(s, new_job(n_prompt, n_choices, 10), 0, 0, b->pages, PAGE), 0);
+    while (s->n_pages < s->max_pages)
+        assert_int_equal(sequence_grow(s, b->pages, PAGE), 0);
     s->phase = phase;
     if (phase == SEQUENCE_DECODE)
         s->context = n_prompt;
@@ -238,7 +240,7 @@ a_token_that_is_still_sampled_is_left_to_device_and_resolver(void **state)
 }
 
 static void
-a_sequence_with_penalties_waits_for_its_token(void **state)
+a_sequence_waits_for_the_token_it_counts_and_for_a_page(void **state)
 {
     struct bench *b = *state;
     struct sequence *s = &b->sequences[0];
@@ -252,6 +254,10 @@ a_sequence_with_penalties_waits_for_its_token(void **state)
     assert_int_equal(compose(b, 1), 0);
     s->n_pending = 0;
     assert_int_equal(compose(b, 1), 1);
+    s->context = 4; /* its page is full */
+    assert_int_equal(compose(b, 1), 0);
+    assert_int_equal(sequence_grow(s, b->pages, PAGE), 0);
+    assert_int_equal(compose(b, 1), 1);
 }
 
 static void
@@ -260,11 +266,11 @@ a_fork_shares_full_pages_and_owns_the_rest(void **state)
     struct bench *b = *state;
     struct sequence *parent = put(b, 0, SEQUENCE_DECODE, 6, 1), *child = &b->sequences[1];
 
-    /* 6 + 10 tokens are 4 pages; the first is full of prompt and shared. */
+    /* 6 tokens are 2 pages, with 10 more 4; the first is full of prompt and shared. */
     assert_int_equal(
         sequence_reserve(child, new_job(6, 1, 10), 1, 1, b->pages, PAGE), 0);
-    assert_int_equal(kv_pages_n_free(b->pages), 64 - 4 - 3);
-    sequence_fork(child, parent, 1, b->pages);
+    assert_int_equal(kv_pages_n_free(b->pages), 64 - 4 - 1);
+    sequence_fork(child, parent, 1, b->pages, &b->shape.engram, b->compressed);
     assert_int_equal(child->pages[0], parent->pages[0]);
     assert_int_equal(kv_pages_owners(b->pages, parent->pages[0]), 2);
     assert_int_not_equal(child->pages[1], parent->pages[1]);
@@ -299,7 +305,7 @@ static void
 a_sequence_that_does_not_fit_takes_no_page(void **state)
 {
     struct bench *b = *state;
-    struct job *job = new_job(3, 1, 1000);
+    struct job *job = new_job(1000, 1, 3);
 
     assert_int_equal(sequence_reserve(&b->sequences[0], job, 0, 0, b->pages, PAGE), -ENOSPC);
     assert_int_equal(kv_pages_n_free(b->pages), 64);
@@ -319,7 +325,7 @@ main(void)
         TEST(reserved_sequences_take_no_part),
         TEST(stop_tokens_are_banned_until_min_tokens),
         TEST(a_token_that_is_still_sampled_is_left_to_device_and_resolver),
-        TEST(a_sequence_with_penalties_waits_for_its_token),
+        TEST(a_sequence_waits_for_the_token_it_counts_and_for_a_page),
         TEST(a_fork_shares_full_pages_and_owns_the_rest),
         TEST(penalties_count_prompt_and_output_apart),
         TEST(a_sequence_that_does_not_fit_takes_no_page),
