@@ -335,8 +335,8 @@ start_tiers(struct loading *l)
     struct tiers_options options = {
         .engram = *engram,
         .cold = s->cold,
-        .hbm_memory = {device_chunk, device_chunk_free, s->device},
-        .ram_memory = {host_chunk, host_chunk_free, s->device},
+        .hbm_memory = {.alloc = device_chunk, .free = device_chunk_free, .arg = s->device},
+        .ram_memory = {.alloc = host_chunk, .free = host_chunk_free, .arg = s->device},
         .hbm_budget_bytes = s->conf->tier_hbm_size,
         .ram_budget_bytes = s->conf->tier_ram_size,
         .row_share = s->conf->tier_ram_row_share,
@@ -344,6 +344,15 @@ start_tiers(struct loading *l)
         .steps_in_flight = ENGINE_STEPS_IN_FLIGHT,
     };
 
+    if (!s->device->ops->host_addressable) {
+        if ((status = chunk_pool_new(&s->hbm_pool, s->device, false, resolver_notify, s->resolver,
+                                     l->err)) < 0 ||
+            (status = chunk_pool_new(&s->ram_pool, s->device, true, resolver_notify, s->resolver,
+                                     l->err)) < 0)
+            return status;
+        options.hbm_memory = chunk_pool_ops(s->hbm_pool);
+        options.ram_memory = chunk_pool_ops(s->ram_pool);
+    }
     for (int t = 0; t < engram->n_layers; t++) {
         const struct tensor *table = s->plan.table[t], *scale = s->plan.scale[t];
 
@@ -355,7 +364,12 @@ start_tiers(struct loading *l)
         }
     }
     tier_report_register(s->metrics, &s->config.shape);
-    return resolver_start(s->resolver, &options, l->err);
+    status = resolver_start(s->resolver, &options, l->err);
+    if (status >= 0 && s->hbm_pool) {
+        chunk_pool_wait(s->hbm_pool, false);
+        chunk_pool_wait(s->ram_pool, false);
+    }
+    return status;
 }
 
 static int
@@ -432,6 +446,8 @@ serving_free(struct serving *s)
         s->cold->ops->close(s->cold);
     engine_free(s->engine);
     resolver_free(s->resolver);
+    chunk_pool_free(s->hbm_pool);
+    chunk_pool_free(s->ram_pool);
     forward_free(s->forward);
     if (s->device)
         s->device->ops->close(s->device);

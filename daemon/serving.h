@@ -6,6 +6,7 @@
 #define DAEMON_SERVING_H
 
 #include "conf/conf.h"
+#include "daemon/chunk_pool.h"
 #include "daemon/engine.h"
 #include "model/checkpoint.h"
 #include "model/model_config.h"
@@ -28,6 +29,7 @@ struct serving {
     int max_context; /* tokens of prompt and completion together */
     struct resolver *resolver;
     struct cold_store *cold;
+    struct chunk_pool *hbm_pool, *ram_pool; /* NULL on a device whose memory is the host's */
     struct engine *engine;
     uint64_t n_params, weight_bytes, table_bytes;
 };

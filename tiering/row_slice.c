@@ -206,6 +206,8 @@ row_slice_pump(struct row_slice *slice)
         uint32_t bytes = block_bytes(slice, block);
         uint8_t *memory = slice->memory.alloc(slice->memory.arg, bytes);
 
+        if (memory == NULL && slice->memory.later && slice->memory.later(slice->memory.arg))
+            break;
         slice->n_asked++;
         if (memory == NULL)
             continue; /* its rows come from the disk */

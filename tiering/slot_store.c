@@ -6,7 +6,7 @@
 
 #include "base/check.h"
 
-enum { PAGE_BYTES = 4096, CHUNK_BYTES_MAX = 2 << 20, GROW_PAUSE = 512 };
+enum { PAGE_BYTES = 4096, CHUNK_BYTES_MAX = 2 << 20, GROW_PAUSE = 512, GROW_PAUSE_LATER = 32 };
 
 static void
 count_up(_Atomic uint64_t *counter, uint64_t by)
@@ -188,7 +188,9 @@ grow(struct slot_store *store)
         if (memory)
             store->memory.free(store->memory.arg, memory, bytes);
         free(records);
-        store->grow_pause = GROW_PAUSE;
+        bool later = store->memory.later && store->memory.later(store->memory.arg);
+
+        store->grow_pause = later ? GROW_PAUSE_LATER : GROW_PAUSE;
         return false;
     }
     store->slots.block[place] = (uint8_t *)records;

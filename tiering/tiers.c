@@ -548,6 +548,8 @@ tiers_poll(struct tiers *tiers)
     } while (n > 0);
     if (total > 0)
         tidy(tiers);
+    if (tiers->slice.n_asked < tiers->slice.n_target)
+        row_slice_pump(&tiers->slice); /* memory may have come (chunk_ops.later) */
     return total;
 }
 

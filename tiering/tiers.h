@@ -55,8 +55,10 @@ struct tier_table {
 /* Memory of a store, in chunks; given by the daemon: device memory for HBM, (pinned) RAM for RAM.
  * */
 struct chunk_ops {
-    void *(*alloc)(void *arg, size_t size_bytes); /* NULL: none left */
+    void *(*alloc)(void *arg, size_t size_bytes); /* NULL: none left, or none now (later) */
     void (*free)(void *arg, void *chunk, size_t size_bytes);
+    /* Whether it pays to ask again for what was refused, once tiers_poll is called; NULL: no. */
+    bool (*later)(void *arg);
     void *arg;
 };
 

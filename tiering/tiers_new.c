@@ -107,8 +107,11 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     /* Last: the slice begins to load at once, and only now is everybody there who takes reads back.
      */
     tiers_set_budgets(tiers, options->hbm_budget_bytes, options->ram_budget_bytes);
-    /* What the largest step gathers: pinning memory takes longer than a step has. */
-    if (tiers->resident.max_bundles >= (uint32_t)tiers->options.in_place_below)
+    /* Memory that comes later is too late for a step, and pinning takes longer than one has: all that
+     * steps may want, or what the largest one gathers. */
+    if (options->ram_memory.later)
+        staging_reserve(&tiers->staging, demand);
+    else if (tiers->resident.max_bundles >= (uint32_t)tiers->options.in_place_below)
         staging_reserve(&tiers->staging, tiers->resident.max_bundles);
     *ret_tiers = tiers;
     return 0;

@@ -44,38 +44,6 @@ placement_parse(const char *text, struct placement_spec *ret_spec, struct err *e
     return status;
 }
 
-static void *
-device_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc(device, size_bytes);
-}
-
-static void
-device_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free(device, chunk, size_bytes);
-}
-
-static void *
-host_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc_shared(device, size_bytes);
-}
-
-static void
-host_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free_shared(device, chunk, size_bytes);
-}
-
 static int
 open_cold(struct place *p, struct err *err)
 {
@@ -96,8 +64,6 @@ open_tiers(struct place *p, struct err *err)
     const struct place_options *o = p->options;
     struct tiers_options options = {
         .engram = o->shape->engram,
-        .hbm_memory = {device_chunk, device_chunk_free, o->device},
-        .ram_memory = {host_chunk, host_chunk_free, o->device},
         .hbm_budget_bytes = p->spec.hbm_bytes,
         .ram_budget_bytes = p->spec.ram_bytes,
         .row_share = 0.9, /* as the configuration's default */
@@ -110,6 +76,13 @@ open_tiers(struct place *p, struct err *err)
         status = open_cold(p, err);
     if (status < 0)
         return status;
+    if ((status = chunk_pool_new(&p->hbm_pool, o->device, false, resolver_notify, p->resolver,
+                                 err)) < 0 ||
+        (status = chunk_pool_new(&p->ram_pool, o->device, true, resolver_notify, p->resolver,
+                                 err)) < 0)
+        return status;
+    options.hbm_memory = chunk_pool_ops(p->hbm_pool);
+    options.ram_memory = chunk_pool_ops(p->ram_pool);
     options.cold = p->cold;
     if (p->spec.kind == PLACE_DEVICE) {
         bench_table_to_device(o->table);
@@ -117,7 +90,10 @@ open_tiers(struct place *p, struct err *err)
     } else if (p->spec.kind == PLACE_HOST) {
         options.resident[0] = (struct tier_resident){.weights = o->table->host};
     }
-    return resolver_start(p->resolver, &options, err);
+    status = resolver_start(p->resolver, &options, err);
+    chunk_pool_wait(p->hbm_pool, false);
+    chunk_pool_wait(p->ram_pool, false);
+    return status;
 }
 
 void
@@ -156,6 +132,8 @@ place_close(struct place *p)
         p->cold->ops->close(p->cold);
     engine_free(p->engine);
     resolver_free(p->resolver);
+    chunk_pool_free(p->hbm_pool);
+    chunk_pool_free(p->ram_pool);
     bench_table_drop_device(p->options->table);
     *p = (struct place){0};
 }

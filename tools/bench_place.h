@@ -3,6 +3,7 @@
 #ifndef TOOLS_BENCH_PLACE_H
 #define TOOLS_BENCH_PLACE_H
 
+#include "daemon/chunk_pool.h"
 #include "daemon/engine.h"
 #include "tools/bench_table.h"
 
@@ -34,6 +35,7 @@ struct place {
     struct model_shape shape; /* as the engine sees it: without Engram in PLACE_NONE */
     struct resolver *resolver;
     struct cold_store *cold;
+    struct chunk_pool *hbm_pool, *ram_pool;
     struct engine *engine;
 };
 

@@ -328,8 +328,8 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
     struct err err = ERR_INIT;
     struct tiers_options options = {
         .engram = *e,
-        .hbm_memory = {device_chunk, device_chunk_free, b->device},
-        .ram_memory = {host_chunk, host_chunk_free, b->device},
+        .hbm_memory = {.alloc = device_chunk, .free = device_chunk_free, .arg = b->device},
+        .ram_memory = {.alloc = host_chunk, .free = host_chunk_free, .arg = b->device},
         .hbm_budget_bytes = hbm_bytes,
         .gather_threads = b->o->threads,
         .in_place_below = b->o->in_place,

@@ -25,7 +25,7 @@ set_up(void **state)
     shape_options(&options, 0);
     for (int t = 0; t < MAX_TABLES; t++)
         options.engram.table[t].rows = 10000 + t;
-    const struct chunk_ops ops = {counted_alloc, counted_free, &memory};
+    const struct chunk_ops ops = {.alloc = counted_alloc, .free = counted_free, .arg = &memory};
     row_slice_init(&slice, &options.engram, options.table, options.resident, &held()->base, &ops);
     return 0;
 }

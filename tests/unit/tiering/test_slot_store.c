@@ -30,7 +30,7 @@ take_back(void *arg, void *chunk, size_t size)
     free(chunk);
 }
 
-static const struct chunk_ops memory = {give, take_back, NULL};
+static const struct chunk_ops memory = {.alloc = give, .free = take_back, .arg = NULL};
 
 static void
 open_store(struct slot_store *store, uint32_t bundle, uint64_t budget)

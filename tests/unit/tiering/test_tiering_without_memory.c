@@ -67,8 +67,8 @@ fail_each_allocation(bool resident)
         struct cold_store *cold;
         assert_int_equal(null_store_open(&cold, NULL, NULL), 0);
         struct tiers_options options = {.cold = cold,
-                                        .hbm_memory = {plain_alloc, plain_free, NULL},
-                                        .ram_memory = {plain_alloc, plain_free, NULL},
+                                        .hbm_memory = {.alloc = plain_alloc, .free = plain_free, .arg = NULL},
+                                        .ram_memory = {.alloc = plain_alloc, .free = plain_free, .arg = NULL},
                                         .hbm_budget_bytes = 20000,
                                         .ram_budget_bytes = 60000,
                                         .row_share = 0.1,

@@ -26,8 +26,8 @@ open_tiers_with_rows(uint64_t hbm_budget, uint64_t ram_budget, double row_share)
     hbm = ram = (struct counted_memory){0};
     rng = 1;
     options = (struct tiers_options){.cold = &held()->base,
-                                     .hbm_memory = {counted_alloc, counted_free, &hbm},
-                                     .ram_memory = {counted_alloc, counted_free, &ram},
+                                     .hbm_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &hbm},
+                                     .ram_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &ram},
                                      .hbm_budget_bytes = hbm_budget,
                                      .ram_budget_bytes = ram_budget,
                                      .max_step_rows = ROWS,

@@ -294,8 +294,8 @@ run_with(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool
     w.next_id = 1 + draw(5);
     shape_options(&w.options, variant);
     w.options.cold = &held()->base;
-    w.options.hbm_memory = (struct chunk_ops){counted_alloc, counted_free, &w.hbm};
-    w.options.ram_memory = (struct chunk_ops){counted_alloc, counted_free, &w.ram};
+    w.options.hbm_memory = (struct chunk_ops){.alloc = counted_alloc, .free = counted_free, .arg = &w.hbm};
+    w.options.ram_memory = (struct chunk_ops){.alloc = counted_alloc, .free = counted_free, .arg = &w.ram};
     w.options.hbm_budget_bytes = w.hbm_ceiling = hbm;
     w.options.ram_budget_bytes = w.ram_ceiling = ram;
     w.options.row_share = (double)(seed % 4) / 3; /* none, some, most, all of it for rows */

@@ -120,8 +120,8 @@ open_world(struct world *w, const struct fault_plan *plan, uint64_t delay_ns)
     if (delay_ns)
         assert_int_equal(delay_store_open(&w->cold, w->cold, delay_ns, wake, w), 0);
     w->options = (struct tiers_options){.cold = w->cold,
-                                        .hbm_memory = {chunk_alloc, chunk_free, NULL},
-                                        .ram_memory = {chunk_alloc, chunk_free, NULL},
+                                        .hbm_memory = {.alloc = chunk_alloc, .free = chunk_free, .arg = NULL},
+                                        .ram_memory = {.alloc = chunk_alloc, .free = chunk_free, .arg = NULL},
                                         .hbm_budget_bytes = 20000,
                                         .ram_budget_bytes = 60000,
                                         .max_step_rows = ROWS,

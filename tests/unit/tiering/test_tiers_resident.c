@@ -39,8 +39,8 @@ open_with(int variant, bool device, uint64_t hbm_budget, int in_place_below, int
     hbm = ram = (struct counted_memory){0};
     rng = 1;
     options = (struct tiers_options){.cold = cold,
-                                     .hbm_memory = {counted_alloc, counted_free, &hbm},
-                                     .ram_memory = {counted_alloc, counted_free, &ram},
+                                     .hbm_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &hbm},
+                                     .ram_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &ram},
                                      .hbm_budget_bytes = hbm_budget,
                                      .ram_budget_bytes = 1 << 20,
                                      .row_share = 0.5, /* of nothing: no table is on disk */
