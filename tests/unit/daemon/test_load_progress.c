@@ -82,7 +82,7 @@ a_narrow_terminal_gets_the_shorter_bar_and_then_less_and_less(void **state)
     assert_int_equal(strlen(wide),
                      strlen("weights  []   50 %  1.0 / 2.0 GiB  1.0 GiB/s  eta 1 s") + 30);
     assert_string_equal(bar(gib, 2 * gib, (double)gib, 70),
-                        "weights  [#######........]   50 %  1.0 / 2.0 GiB  1.0 GiB/s  eta 1 s");
+                        "weights  [########.........]   50 %  1.0 / 2.0 GiB  1.0 GiB/s  eta 1 s");
     assert_string_equal(bar(gib, 2 * gib, (double)gib, 56),
                         "weights   50 %  1.0 / 2.0 GiB  1.0 GiB/s  eta 1 s");
     assert_string_equal(bar(gib, 2 * gib, (double)gib, 45),
