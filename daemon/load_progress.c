@@ -171,7 +171,7 @@ draw(struct load_progress *p)
     p->drawn = true;
 }
 
-/* The rate of late, of about two seconds: a disk that gets slower is seen, and one hiccup is not. */
+/* The rate of late, of some two seconds: a disk that gets slower is seen, one hiccup is not. */
 static void
 rate(struct load_progress *p, uint64_t done_bytes, uint64_t now_ns)
 {

@@ -1,6 +1,6 @@
-/* load_progress: tells people how far the weights are. On a terminal one line, drawn again and again
- * and wiped at the end; elsewhere log lines, one when 5 s and 10 % have passed since the one before.
- * Either way a last log line has size, time and rate.
+/* load_progress: tells people how far the weights are. On a terminal one line, drawn again and
+ * again and wiped at the end; elsewhere log lines, one when 5 s and 10 % have passed since the one
+ * before. Either way a last log line has size, time and rate.
  * Thread: the one that loads. */
 #ifndef DAEMON_LOAD_PROGRESS_H
 #define DAEMON_LOAD_PROGRESS_H

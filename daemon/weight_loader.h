@@ -1,20 +1,25 @@
 /* weight_loader: gets a checkpoint's weights onto the device with several threads at once.
  *
  * The tensors, in the order in which they lie in the files, are cut into pieces. The caller takes
- * device memory for one tensor after the other; the threads take the pieces of those that have some,
- * in order, so that the disk sees few, long, almost sequential reads, and load each through staging
- * memory of their own. What is read stays in the page cache, where memory is short the first to go:
- * a second daemon of the same model and a restart find it there.
+ * device memory for one tensor after the other; the threads take the pieces of those that have
+ * some, in order, so that the disk sees long reads, several at a time and almost sequential, and
+ * load each through staging memory of their own.
  *
- * Thread: the caller's, which also makes every call of progress, and up to WEIGHT_LOADER_THREADS that
- * end before weight_loader_run returns. */
+ * Reads go through the page cache and stay there, where memory is short the first to go: a second
+ * daemon of the same model, or a restart, finds them. Refused: O_DIRECT, as tensors do not begin at
+ * a block, so that the CPU would copy every byte all the same (docs/measurements.md); and
+ * POSIX_FADV_SEQUENTIAL, with which threads that share a descriptor read more slowly than without:
+ * each announces its piece instead.
+ *
+ * Thread: the caller's, which also makes every call of progress, and up to WEIGHT_LOADER_THREADS
+ * that end before weight_loader_run returns. */
 #ifndef DAEMON_WEIGHT_LOADER_H
 #define DAEMON_WEIGHT_LOADER_H
 
 #include "gpu/forward.h"
 #include "model/tensor_plan.h"
 
-/* Threads beyond these add nothing: two or three reads of this size keep an NVMe device busy. */
+/* Each thread has one piece under way: together what the disk is asked for at a time. */
 enum { WEIGHT_LOADER_THREADS = 8, WEIGHT_LOADER_PIECE_BYTES = 8 << 20 };
 
 /* Where the bytes come from; both are called by any thread. */

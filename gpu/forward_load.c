@@ -1,4 +1,5 @@
-/* forward_load: getting weights onto the device: read, converted where asked, uploaded; or filled. */
+/* forward_load: getting weights onto the device: read, converted where asked, uploaded; or filled.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
