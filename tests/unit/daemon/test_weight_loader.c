@@ -107,7 +107,7 @@ progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
 }
 
 static struct forward *
-make_forward(struct rig *rig)
+make_forward(const struct rig *rig, struct device *device)
 {
     struct forward_limits limits = {.max_rows = 4,
                                     .max_sequences = 2,
@@ -118,7 +118,7 @@ make_forward(struct rig *rig)
     struct forward *forward;
     struct err err = ERR_INIT;
 
-    if (forward_new(&forward, rig->device, &rig->shape, &limits, &err) < 0)
+    if (forward_new(&forward, device, &rig->shape, &limits, &err) < 0)
         fail_msg("%s", err.text);
     return forward;
 }
@@ -181,7 +181,7 @@ rig_new(enum dtype dtype, bool like_a_gpu)
             rig->total_bytes += rig->tensor[i].size_bytes;
             rig->n++;
         }
-    rig->forward = make_forward(rig);
+    rig->forward = make_forward(rig, rig->device);
     return rig;
 }
 
@@ -220,13 +220,17 @@ read_whole(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, struc
     return make_up(((void **)arg)[0], use->tensor, offset_bytes, dst, size_bytes, err);
 }
 
-/* Against the same weights loaded whole, one after the other. */
+/* Against the same weights loaded whole, one after the other, on a device of their own. */
 static void
 check_same(struct rig *rig)
 {
-    struct forward *other = make_forward(rig);
+    struct host_device_options options = {1, "auto"};
+    struct device *device;
     struct err err = ERR_INIT;
 
+    assert_int_equal(host_device_open(&device, &options, &err), 0);
+    device->ops = &rig->ops;
+    struct forward *other = make_forward(rig, device);
     assert_int_equal(forward_loaded(rig->forward, &err), 0);
     for (int i = 0; i < rig->n; i++) {
         const struct tensor_use *use = &rig->use[i];
@@ -244,6 +248,7 @@ check_same(struct rig *rig)
         assert_memory_equal(a->data, b->data, forward_weight_bytes(b));
     }
     (void)forward_free(other);
+    (void)device->ops->close(device);
 }
 
 static void
