@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tiering/cache_hint.h"
+
 enum { NODE_NONE = UINT32_MAX };
 enum { BUNDLE_SEGMENT_SHIFT = 8, BUNDLE_SEGMENT_HEADS = 1 << BUNDLE_SEGMENT_SHIFT };
 
@@ -74,13 +76,13 @@ bundle_index_head(const struct bundle_index *index, uint32_t hash)
 static inline void
 bundle_index_ask(const struct bundle_index *index, uint32_t hash)
 {
-    __builtin_prefetch(bundle_index_head(index, hash));
+    cache_hint(bundle_index_head(index, hash));
 }
 static inline void
 bundle_index_prefetch(const struct bundle_index *index, uint32_t at)
 {
     if (at != NODE_NONE)
-        __builtin_prefetch(node_at(index->space, at));
+        cache_hint(node_at(index->space, at));
 }
 static inline uint32_t
 bundle_index_first(const struct bundle_index *index, uint32_t hash)

@@ -88,14 +88,16 @@ static bool
 two_queue_touch(struct policy *base, struct slot *slot)
 {
     struct two_queue *policy = (struct two_queue *)base;
-    if (slot->bundle.visits & PLANNED) {
+    uint8_t visits = __atomic_load_n(&slot->bundle.visits, __ATOMIC_RELAXED);
+
+    if (visits & PLANNED) {
         slot->bundle.visits =
             0; /* the use it was read for: what a demanded bundle had at arrival */
         policy->planned--;
         return true;
     }
-    if (slot->bundle.visits < POLICY_VISITS_MAX)
-        slot->bundle.visits++;
+    if (visits < POLICY_VISITS_MAX)
+        __atomic_store_n(&slot->bundle.visits, (uint8_t)(visits + 1), __ATOMIC_RELAXED);
     return false;
 }
 

@@ -127,7 +127,7 @@ make_forward(const struct rig *rig, struct device *device)
 static struct rig *
 rig_new(enum dtype dtype, bool like_a_gpu)
 {
-    struct host_device_options options = {1, "auto"};
+    struct host_device_options options = {.n_threads = 1, .isa = "auto"};
     struct rig *rig = calloc(1, sizeof *rig);
     struct err err = ERR_INIT;
     uint64_t at[2] = {1000, 64};
@@ -224,7 +224,7 @@ read_whole(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, struc
 static void
 check_same(struct rig *rig)
 {
-    struct host_device_options options = {1, "auto"};
+    struct host_device_options options = {.n_threads = 1, .isa = "auto"};
     struct device *device;
     struct err err = ERR_INIT;
 
