@@ -78,7 +78,8 @@ log_head(char *out, size_t out_size, enum log_level level)
     (void)clock_gettime(CLOCK_REALTIME, &now);
     if (gmtime_r(&now.tv_sec, &utc))
         (void)strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
-    return (size_t)snprintf(out, out_size, "%s%s.%03ldZ %s ",
+    return (size_t)snprintf(out, out_size, "%s%s%s.%03ldZ %s ",
+                            log_style == LOG_TERMINAL ? "\r\033[K" : "",
                             log_style == LOG_TERMINAL ? log_colour(level) : "", when,
                             now.tv_nsec / 1000000, log_level_name(level));
 }

@@ -1,8 +1,8 @@
 /* log: one line per event on standard error. Only daemon/ and tools/ call it.
  *
  * Under systemd (JOURNAL_STREAM names our stderr) lines carry the <N> priority prefix and no time; on a
- * terminal they carry time and level, coloured; else "time level message". Control characters in the
- * message are escaped, so a request cannot forge a line. Thread-safe; a line is one write.          */
+ * terminal they carry time and level, coloured, and wipe what stands in their line (a progress bar);
+ * else "time level message". Control characters in the message are escaped, so a request cannot forge a line. Thread-safe; a line is one write.          */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
 

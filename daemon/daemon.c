@@ -15,23 +15,43 @@
 #include "daemon/router.h"
 #include "daemon/tier_report.h"
 
-enum { STATUS_INTERVAL_MS = 5000 };
+enum { STATUS_INTERVAL_MS = 5000, NOTIFY_NS = 1000000000 };
+
+/* The manager hears of each phase, and of bytes that moved: a start that stands still runs into its
+ * time limit. */
+static void
+notify_progress(struct daemon *d, const char *phase, bool new_phase, uint64_t done_bytes)
+{
+    struct load_progress *p = &d->progress;
+    uint64_t now_ns = clock_now_ns();
+    char text[160];
+
+    if (!new_phase && (done_bytes == d->notified_bytes || now_ns - d->notified_ns < NOTIFY_NS))
+        return;
+    d->notified_bytes = done_bytes;
+    d->notified_ns = now_ns;
+    if (done_bytes)
+        notify_send(d->notify, "STATUS=Loading %s\nEXTEND_TIMEOUT_USEC=30000000",
+                    load_progress_text(&p->figures, text, sizeof text));
+    else
+        notify_send(d->notify, "STATUS=Loading %s\nEXTEND_TIMEOUT_USEC=30000000", phase);
+}
 
 static int
-on_progress(void *arg, const char *phase, double fraction)
+on_progress(void *arg, const char *phase, uint64_t done_bytes, uint64_t total_bytes)
 {
     struct daemon *d = arg;
-    int permille = (int)(fraction * 1000);
-    int before = atomic_exchange(&d->load_permille, permille);
-    const char *phase_before = atomic_exchange(&d->load_phase, phase);
+    bool new_phase = atomic_exchange(&d->load_phase, phase) != phase;
 
+    atomic_store(&d->load_permille,
+                 total_bytes ? (int)((double)done_bytes * 1000 / (double)total_bytes) : 0);
     if (atomic_load(&d->load_cancelled))
         return -ECANCELED;
-    if (phase_before == phase && permille / 100 == before / 100)
-        return 0;
-    notify_send(d->notify, "STATUS=Loading %s %d%%\nEXTEND_TIMEOUT_USEC=30000000", phase,
-                permille / 10);
-    log_debug("loading %s: %d%%", phase, permille / 10);
+    if (total_bytes)
+        load_progress_step(&d->progress, done_bytes, total_bytes, clock_now_ns());
+    notify_progress(d, phase, new_phase, done_bytes);
+    if (new_phase)
+        log_debug("loading %s", phase);
     return 0;
 }
 
@@ -56,7 +76,9 @@ load_main(void *arg)
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
     thread_enter(THREAD_BACKGROUND);
+    d->progress = load_progress_open();
     d->load_status = serving_load(&d->load_result, d->conf, d->metrics, &hooks, &d->load_err);
+    load_progress_end(&d->progress);
     uv_async_send(&d->loaded);
     return NULL;
 }

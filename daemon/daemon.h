@@ -15,6 +15,7 @@
 #include "base/metric.h"
 #include "conf/conf.h"
 #include "daemon/http_server.h"
+#include "daemon/load_progress.h"
 #include "daemon/notify.h"
 #include "daemon/serving.h"
 
@@ -44,6 +45,9 @@ struct daemon {
     pthread_t loader;
     bool loader_started, load_done;
 
+    /* Background thread. */
+    struct load_progress progress;
+    uint64_t notified_ns, notified_bytes;
     /* Background thread writes, loop reads after `loaded`. */
     struct serving *load_result;
     int load_status;

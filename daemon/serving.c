@@ -7,11 +7,13 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/cpu_count.h"
 #include "base/log.h"
 #include "daemon/cuda_plugin.h"
 #include "daemon/fault_option.h"
 #include "daemon/memory_check.h"
 #include "daemon/tier_report.h"
+#include "daemon/weight_loader.h"
 #include "gpu/host/host_device.h"
 #include "model/compressed_ids.h"
 
@@ -24,9 +26,9 @@ struct loading {
 };
 
 static int
-progress(const struct loading *l, const char *phase, double fraction)
+progress(const struct loading *l, const char *phase)
 {
-    int status = l->hooks->progress ? l->hooks->progress(l->hooks->arg, phase, fraction) : 0;
+    int status = l->hooks->progress ? l->hooks->progress(l->hooks->arg, phase, 0, 0) : 0;
 
     return status < 0 ? err_set(l->err, -status, "loading was cancelled") : 0;
 }
@@ -68,7 +70,7 @@ load_model(struct loading *l)
     for (int t = 0; t < s->config.shape.engram.n_layers; t++)
         s->table_bytes +=
             s->plan.table[t]->size_bytes + (s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0);
-    if ((status = progress(l, "tokenizer", 0)) < 0)
+    if ((status = progress(l, "tokenizer")) < 0)
         return status;
     if (snprintf(path, sizeof path, "%s/tokenizer.json", folder) >= (int)sizeof path)
         return err_set(l->err, EINVAL, "model.path is too long");
@@ -198,44 +200,53 @@ size_engine(struct loading *l)
     return 0;
 }
 
-struct tensor_reader {
-    struct loading *l;
-    const struct tensor *tensor;
-    uint64_t done_bytes, total_bytes;
-};
+static int
+read_weights(void *arg, const struct tensor *tensor, uint64_t offset_bytes, void *dst,
+             size_t size_bytes, struct err *err)
+{
+    return checkpoint_read(arg, tensor, offset_bytes, dst, size_bytes, err);
+}
+
+static void
+will_read_weights(void *arg, const struct tensor *tensor, uint64_t offset_bytes,
+                  uint64_t size_bytes)
+{
+    checkpoint_will_read(arg, tensor, offset_bytes, size_bytes);
+}
 
 static int
-read_tensor(void *arg, uint64_t offset, void *dst, size_t size, struct err *err)
+weights_progress(void *arg, uint64_t done_bytes, uint64_t total_bytes)
 {
-    struct tensor_reader *reader = arg;
-    int status = checkpoint_read(reader->l->s->checkpoint, reader->tensor, offset, dst, size, err);
+    const struct serving_hooks *hooks = ((const struct loading *)arg)->hooks;
 
-    reader->done_bytes += size;
-    return status < 0 ? status
-                      : progress(reader->l, "weights",
-                                 (double)reader->done_bytes / (double)reader->total_bytes);
+    return hooks->progress ? hooks->progress(hooks->arg, "weights", done_bytes, total_bytes) : 0;
 }
 
 static int
 load_weights(struct loading *l)
 {
     struct serving *s = l->s;
-    struct tensor_reader reader = {.l = l, .total_bytes = s->weight_bytes + 1};
     int status = forward_new(&s->forward, s->device, &s->config.shape, &s->limits, l->err);
 
     if (status < 0)
         return status;
-    for (int i = 0; i < s->plan.n_uses; i++) {
-        const struct tensor_use *use = &s->plan.uses[i];
-        int64_t elements =
-            (int64_t)(use->tensor->size_bytes / dtype_size_bytes(use->tensor->dtype));
+    struct weight_loader_options options = {
+        .forward = s->forward,
+        .device = s->device,
+        .uses = s->plan.uses,
+        .n_uses = s->plan.n_uses,
+        .source = {read_weights, will_read_weights, s->checkpoint},
+        .n_threads = cpu_count(),
+        .progress = weights_progress,
+        .progress_arg = l,
+    };
 
-        reader.tensor = use->tensor;
-        status = forward_load(s->forward, use->role, use->layer, use->tensor->dtype, elements,
-                              read_tensor, &reader, l->err);
-        if (status < 0)
-            return err_context(l->err, "%s", use->tensor->name);
-        s->n_params += (uint64_t)elements;
+    if ((status = weight_loader_run(&options, l->err)) < 0)
+        return status;
+    for (int i = 0; i < s->plan.n_uses; i++) {
+        const struct tensor *tensor = s->plan.uses[i].tensor;
+
+        s->n_params += tensor->size_bytes / dtype_size_bytes(tensor->dtype);
     }
     return forward_loaded(s->forward, l->err);
 }
@@ -423,7 +434,7 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     s->metrics = metrics;
     s->created = clock_unix_seconds();
     s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
-    if ((status = progress(&l, "checkpoint", 0)) < 0 || (status = load_model(&l)) < 0 ||
+    if ((status = progress(&l, "checkpoint")) < 0 || (status = load_model(&l)) < 0 ||
         (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
         (status = memory_check_start(s, l.err)) < 0 || (status = size_engine(&l)) < 0 ||
         (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||

@@ -35,9 +35,9 @@ struct serving {
 };
 
 struct serving_hooks {
-    /* Loading: what is being done and how far, 0 to 1. Background thread. Not 0: give up with that
-     * status. */
-    int (*progress)(void *arg, const char *phase, double fraction);
+    /* Loading: what is being done and how far, in bytes (0 of 0: not measured). Background thread.
+     * Negative: give up with that status. */
+    int (*progress)(void *arg, const char *phase, uint64_t done_bytes, uint64_t total_bytes);
     void (*heartbeat)(void *arg); /* engine thread, see engine.h */
     uint64_t heartbeat_ns;
     void *arg;

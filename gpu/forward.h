@@ -1,8 +1,8 @@
 /* forward: the forward pass of the dense families with Engram layers, over any device.
  *
  * Owns the weights on the device, the KV cache, the Engram states and the scratch of a step, all
- * sized at creation; a step allocates nothing. Thread: engine (creation and loading: any one
- * thread).        */
+ * sized at creation; a step allocates nothing. Thread: engine (creation: any one thread; loading:
+ * any threads, one or more, before the first step).        */
 #ifndef GPU_FORWARD_H
 #define GPU_FORWARD_H
 
@@ -42,6 +42,32 @@ typedef int (*forward_read_fn)(void *arg, uint64_t offset_bytes, void *dst, size
                                struct err *err);
 int forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
                  int64_t n_elements, forward_read_fn read, void *arg, struct err *err);
+
+/* The same in parts. begin takes the weight's device memory, then any threads load its parts, each
+ * element once, then end puts it in its place, or, not loaded, gives the memory back: the
+ * loading is over either way. begin and end of different weights may run in different threads. */
+struct forward_loading {
+    enum tensor_role role;
+    int layer;
+    enum dtype dtype; /* as it comes */
+    int64_t n_elements;
+    bool whole;           /* it takes one part only */
+    struct weight weight; /* where it goes, and as what */
+};
+/* One thread's memory to read and convert in, where the device cannot be read into; kept from part
+ * to part, of alloc_shared so that uploads run at the link's rate. NULL: taken for each part. */
+enum { FORWARD_STAGING_BYTES = 8 << 20 };
+struct forward_staging {
+    void *memory;
+    size_t size_bytes; /* 1 KiB at least */
+};
+int forward_load_begin(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
+                       int64_t n_elements, struct forward_loading *ret_loading, struct err *err);
+int forward_load_part(struct forward *forward, const struct forward_loading *loading, int64_t first,
+                      int64_t n, const struct forward_staging *staging, forward_read_fn read,
+                      void *arg, struct err *err);
+void forward_load_end(struct forward *forward, struct forward_loading *loading, bool loaded);
+
 /* In place of loading: values of a random model, the same for a seed on one device, of this mean and
  * deviation. For benchmarks. */
 int forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t seed,

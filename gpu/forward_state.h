@@ -1,4 +1,4 @@
-/* forward_state: what forward.c, forward_memory.c and forward_weights.c share. Private to the
+/* forward_state: what forward.c, forward_load.c, forward_memory.c and forward_weights.c share. Private to the
  * forward pass. Thread: engine. */
 #ifndef GPU_FORWARD_STATE_H
 #define GPU_FORWARD_STATE_H
@@ -60,6 +60,15 @@ bool forward_weight_shape(const struct model_shape *shape, enum tensor_role role
 bool forward_is_matrix(enum tensor_role role);
 /* The place of a weight in the forward pass. */
 struct weight *forward_weight(struct forward *forward, enum tensor_role role, int layer);
+extern const char *const forward_role_name[ROLE_COUNT]; /* for errors */
+size_t forward_weight_bytes(const struct weight *w);
+/* Takes the memory of a weight that comes as dtype, and says where it is to go and as what; -EINVAL
+ * when the model has none or it is there already. Thread: any. */
+int forward_place_weight(struct forward *forward, enum tensor_role role, int layer,
+                         enum dtype dtype, struct weight *ret_weight, struct err *err);
+/* The memory goes back, but for that of a group: forward_weights_free. */
+void forward_give_weight_back(struct forward *forward, enum tensor_role role,
+                              const struct weight *w);
 /* Index into shape->engram.table of the table in front of this layer, or -1. */
 int forward_engram_index(const struct model_shape *shape, int layer);
 void forward_weights_free(struct forward *forward);

@@ -1,5 +1,4 @@
-/* forward_weights: which weights a model has, and getting them onto the device. */
-#include <math.h>
+/* forward_weights: which weights a model has, and where they lie on the device. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +6,7 @@
 #include "base/check.h"
 #include "gpu/forward_state.h"
 
-static const char *const role_name[ROLE_COUNT] = {
+const char *const forward_role_name[ROLE_COUNT] = {
     [ROLE_EMBED] = "embedding",
     [ROLE_FINAL_NORM] = "final norm",
     [ROLE_LM_HEAD] = "language model head",
@@ -164,104 +163,10 @@ forward_weight(struct forward *forward, enum tensor_role role, int layer)
     return is_global(role) ? &forward->global[role] : &forward->layer[layer][role];
 }
 
-static size_t
-weight_bytes(const struct weight *w)
+size_t
+forward_weight_bytes(const struct weight *w)
 {
     return (size_t)w->rows * (size_t)w->cols * dtype_size_bytes(w->dtype);
-}
-
-static void
-widen(float *out, const uint8_t *from, enum dtype dtype, size_t n)
-{
-    uint16_t bits;
-
-    for (size_t i = 0; i < n; i++) {
-        if (dtype == DTYPE_F32) {
-            memcpy(&out[i], from + 4 * i, 4);
-            continue;
-        }
-        memcpy(&bits, from + 2 * i, 2);
-        out[i] = dtype == DTYPE_BF16 ? dtype_bf16(bits) : dtype_f16(bits);
-    }
-}
-
-/* Elements as they come to the type they are kept in: F32, or BF16. out may be where wide is. */
-static void
-convert(void *out, float *wide, const uint8_t *from, enum dtype dtype, enum dtype to, size_t n)
-{
-    widen(wide, from, dtype, n);
-    if (to == DTYPE_F32)
-        return;
-    for (size_t i = 0; i < n; i++) {
-        uint16_t bits = dtype_to_bf16(wide[i]);
-
-        memcpy((char *)out + 2 * i, &bits, 2);
-    }
-}
-
-/* Pieces large enough for the disk and the link to run at their rate. */
-enum { STAGE_ELEMENTS = 4 << 20 };
-
-/* Through a bounded piece of host memory: read, convert where asked, upload. */
-static int
-load_staged(const struct forward *forward, char *dst, enum dtype from, enum dtype to, size_t n,
-            forward_read_fn read, void *arg, struct err *err)
-{
-    struct device *dev = forward->device;
-    size_t from_size = dtype_size_bytes(from), to_size = dtype_size_bytes(to);
-    size_t piece = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
-    uint8_t *raw = malloc(piece * from_size);
-    float *wide = from == to ? NULL : malloc(piece * sizeof *wide);
-    int result = 0;
-
-    if (!raw || (from != to && !wide))
-        result = err_set(err, ENOMEM, "no memory to load weights");
-    for (size_t at = 0; at < n && result >= 0; at += piece) {
-        size_t now = n - at < piece ? n - at : piece;
-        result = read(arg, at * from_size, raw, now * from_size, err);
-        if (result >= 0 && wide)
-            convert(wide, wide, raw, from, to, now);
-        if (result >= 0)
-            result =
-                dev->ops->upload(dev, dst + at * to_size, wide ? (void *)wide : raw, now * to_size);
-        if (result < 0)
-            (void)err_set(err, -result, "a weight could not be put on the device");
-    }
-    free(raw);
-    free(wide);
-    return result < 0 ? result : 0;
-}
-
-/* [hidden, kernel] as read to [kernel, hidden] on the device: a tap multiplies a vector of
- * channels. Small: kernel is 4. */
-static int
-load_transposed(const struct forward *forward, void *dst, enum dtype from, int rows, int cols,
-                forward_read_fn read, void *arg, struct err *err)
-{
-    struct device *dev = forward->device;
-    size_t n = (size_t)rows * (size_t)cols;
-    uint8_t *raw = malloc(n * dtype_size_bytes(from));
-    float *wide = malloc(n * sizeof *wide), *turned = malloc(n * sizeof *turned);
-    int result = 0;
-
-    if (!raw || !wide || !turned)
-        result = err_set(err, ENOMEM, "no memory to load a convolution");
-    else
-        result = read(arg, 0, raw, n * dtype_size_bytes(from), err);
-    if (result >= 0) {
-        widen(wide, raw, from, n);
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < cols; c++)
-                turned[(size_t)c * (size_t)rows + (size_t)r] =
-                    wide[(size_t)r * (size_t)cols + (size_t)c];
-        result = dev->ops->upload(dev, dst, turned, n * sizeof *turned);
-    }
-    free(raw);
-    free(wide);
-    free(turned);
-    if (result < 0)
-        return err_set(err, -result, "a weight could not be put on the device");
-    return 0;
 }
 
 /* Matrices that a device may want one behind the other, in this order. */
@@ -315,10 +220,9 @@ weight_memory(struct forward *forward, enum tensor_role role, int layer, size_t 
     return memory;
 }
 
-/* Where a weight is to go, and as what; -EINVAL when the model has none or it is there already. */
-static int
-place_weight(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
-             struct weight *ret_weight, struct err *err)
+int
+forward_place_weight(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
+                     struct weight *ret_weight, struct err *err)
 {
     int rows, cols;
 
@@ -326,7 +230,8 @@ place_weight(struct forward *forward, enum tensor_role role, int layer, enum dty
         return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
                        layer);
     if (forward_weight(forward, role, layer)->data)
-        return err_set(err, EINVAL, "%s of layer %d is loaded already", role_name[role], layer);
+        return err_set(err, EINVAL, "%s of layer %d is loaded already", forward_role_name[role],
+                       layer);
     struct weight w = {NULL, DTYPE_F32, rows, cols};
     if (forward_is_matrix(role) && (dtype == DTYPE_BF16 || forward->device->ops->bf16_matrices))
         w.dtype = DTYPE_BF16;
@@ -334,145 +239,19 @@ place_weight(struct forward *forward, enum tensor_role role, int layer, enum dty
         w.rows = cols;
         w.cols = rows;
     }
-    w.data = weight_memory(forward, role, layer, weight_bytes(&w));
+    w.data = weight_memory(forward, role, layer, forward_weight_bytes(&w));
     if (!w.data)
         return err_set(err, ENOMEM, "%s of layer %d: no device memory for %zu bytes",
-                       role_name[role], layer, weight_bytes(&w));
+                       forward_role_name[role], layer, forward_weight_bytes(&w));
     *ret_weight = w;
     return 0;
 }
 
-static void
-give_weight_back(struct forward *forward, enum tensor_role role, const struct weight *w)
+void
+forward_give_weight_back(struct forward *forward, enum tensor_role role, const struct weight *w)
 {
     if (w->data && !group_of(forward, role))
-        forward->device->ops->free(forward->device, (void *)w->data, weight_bytes(w));
-}
-
-int
-forward_load(struct forward *forward, enum tensor_role role, int layer, enum dtype dtype,
-             int64_t n_elements, forward_read_fn read, void *arg, struct err *err)
-{
-    struct device *dev = forward->device;
-    struct weight loaded;
-    int rows, cols, result;
-
-    if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols)) {
-        if (n_elements != (int64_t)rows * cols)
-            return err_set(err, EINVAL, "%s of layer %d: %lld elements, expected %d x %d",
-                           role_name[role], layer, (long long)n_elements, rows, cols);
-        if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16)
-            return err_set(err, EINVAL, "%s of layer %d: type %s, expected F32, BF16 or F16",
-                           role_name[role], layer, dtype_name(dtype));
-    }
-    result = place_weight(forward, role, layer, dtype, &loaded, err);
-    if (result < 0)
-        return result;
-    void *data = (void *)loaded.data;
-    if (role == ROLE_ENGRAM_CONV)
-        result = load_transposed(forward, data, dtype, rows, cols, read, arg, err);
-    else if (dtype == loaded.dtype && dev->ops->host_addressable)
-        result = read(arg, 0, data, weight_bytes(&loaded), err);
-    else
-        result =
-            load_staged(forward, data, dtype, loaded.dtype, (size_t)n_elements, read, arg, err);
-    if (result < 0) {
-        give_weight_back(forward, role, &loaded);
-        return result;
-    }
-    *forward_weight(forward, role, layer) = loaded;
-    return 0;
-}
-
-/* Values of a random model, for a device that makes none itself: uniform, of this deviation. */
-struct random_source {
-    uint64_t seed;
-    float mean, deviation;
-};
-
-static int
-read_random(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, struct err *err)
-{
-    const struct random_source *source = arg;
-    float *out = dst;
-
-    for (size_t i = 0; i < size_bytes / sizeof *out; i++) {
-        uint64_t x = source->seed + (offset_bytes / sizeof *out + i) * 0x9e3779b97f4a7c15u;
-
-        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-        x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-        x ^= x >> 31;
-        out[i] =
-            source->mean + source->deviation * sqrtf(3.0f) * ((float)(x >> 40) / 8388608.0f - 1.0f);
-    }
-    return 0;
-}
-
-int
-forward_fill(struct forward *forward, enum tensor_role role, int layer, uint64_t seed, float mean,
-             float deviation, struct err *err)
-{
-    struct device *dev = forward->device;
-    struct random_source source = {seed, mean, deviation};
-    struct weight filled;
-    int rows, cols, result;
-
-    if (!forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
-        return err_set(err, EINVAL, "weight role %d of layer %d: this model has none", (int)role,
-                       layer);
-    if (!dev->ops->fill_random || mean != 0 || !forward_is_matrix(role))
-        return forward_load(forward, role, layer, DTYPE_F32, (int64_t)rows * cols, read_random,
-                            &source, err);
-    result = place_weight(forward, role, layer, DTYPE_BF16, &filled, err);
-    if (result < 0)
-        return result;
-    result = dev->ops->fill_random(dev, (void *)filled.data, filled.dtype,
-                                   (size_t)rows * (size_t)cols, seed, deviation);
-    if (result < 0) {
-        give_weight_back(forward, role, &filled);
-        return err_set(err, -result, "%s of layer %d could not be filled", role_name[role], layer);
-    }
-    *forward_weight(forward, role, layer) = filled;
-    return 0;
-}
-
-static bool
-is_norm(enum tensor_role role)
-{
-    switch (role) {
-    case ROLE_FINAL_NORM:
-    case ROLE_ATTN_NORM:
-    case ROLE_MLP_NORM:
-    case ROLE_Q_NORM:
-    case ROLE_K_NORM:
-    case ROLE_ENGRAM_KEY_NORM:
-    case ROLE_ENGRAM_QUERY_NORM:
-    case ROLE_ENGRAM_CONV_NORM:
-        return true;
-    default:
-        return false;
-    }
-}
-
-int
-forward_fill_all(struct forward *forward, uint64_t seed, struct err *err)
-{
-    int result = 0;
-
-    for (int layer = -1; layer < forward->shape.layers; layer++)
-        for (int role = 0; role < ROLE_COUNT && result >= 0; role++) {
-            uint64_t own = seed + (uint64_t)(layer + 1) * ROLE_COUNT + (uint64_t)role;
-            bool norm = is_norm(role);
-            int rows, cols;
-
-            if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols))
-                result = forward_fill(forward, role, layer, own, norm ? 1 : 0, norm ? 0 : 0.02f,
-                                      err);
-        }
-    if (result >= 0 && forward->device->ops->fill_random)
-        result = forward->device->ops->fill_random(forward->device, forward->kv.data, DTYPE_BF16,
-                                                   forward->kv_bytes / 2, seed, 1);
-    return result;
+        forward->device->ops->free(forward->device, (void *)w->data, forward_weight_bytes(w));
 }
 
 int
@@ -483,7 +262,8 @@ forward_loaded(const struct forward *forward, struct err *err)
             int rows, cols;
             if (forward_weight_shape(&forward->shape, role, layer, &rows, &cols) &&
                 !forward_weight((struct forward *)forward, role, layer)->data)
-                return err_set(err, EINVAL, "%s of layer %d is missing", role_name[role], layer);
+                return err_set(err, EINVAL, "%s of layer %d is missing", forward_role_name[role],
+                               layer);
         }
     return 0;
 }
@@ -498,7 +278,7 @@ forward_weights_free(struct forward *forward)
             if (is_global(role) != (layer < 0))
                 continue;
             struct weight *w = forward_weight(forward, role, layer);
-            give_weight_back(forward, role, w);
+            forward_give_weight_back(forward, role, w);
             w->data = NULL;
         }
     for (int layer = 0; forward->group && layer < forward->shape.layers; layer++)

@@ -337,3 +337,17 @@ checkpoint_read(const struct checkpoint *checkpoint, const struct tensor *tensor
         return err_set(err, EIO, "%s: the file ends within tensor %s", file->path, tensor->name);
     return 0;
 }
+
+void
+checkpoint_will_read(const struct checkpoint *checkpoint, const struct tensor *tensor,
+                     uint64_t offset_bytes, uint64_t size_bytes)
+{
+    uint64_t rest = offset_bytes < tensor->size_bytes ? tensor->size_bytes - offset_bytes : 0;
+
+    if (size_bytes > rest)
+        size_bytes = rest;
+    if (size_bytes) /* 0 would mean: to the end of the file */
+        (void)posix_fadvise(file_at(checkpoint, tensor->file)->fd,
+                            (off_t)(tensor->offset_bytes + offset_bytes), (off_t)size_bytes,
+                            POSIX_FADV_WILLNEED);
+}

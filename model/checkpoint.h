@@ -42,6 +42,10 @@ uint64_t checkpoint_file_size(const struct checkpoint *checkpoint, int file);
 /* Reads size_bytes from offset within the tensor. -EIO on a short file. */
 int checkpoint_read(const struct checkpoint *checkpoint, const struct tensor *tensor,
                     uint64_t offset_bytes, void *dst, size_t size_bytes, struct err *err);
+/* Tells the kernel that these bytes will be read soon: it queues the reads and returns. Bytes that
+ * are not there are not asked for. */
+void checkpoint_will_read(const struct checkpoint *checkpoint, const struct tensor *tensor,
+                          uint64_t offset_bytes, uint64_t size_bytes);
 
 /* The header parser alone, for the fuzzer: text of file_size bytes in all, header first. */
 int safetensors_check(const uint8_t *bytes, size_t size_bytes, uint64_t file_size, struct err *err);
