@@ -192,20 +192,31 @@ pool_threads(const struct pool *pool)
 }
 
 void
-pool_run(struct pool *pool, pool_fn fn, void *arg)
+pool_begin(struct pool *pool, pool_fn fn, void *arg)
 {
-    if (pool->n_threads > 1) {
-        ASSERT(atomic_load_explicit(&pool->remaining, memory_order_relaxed) == 0);
-        pool->fn = fn;
-        pool->arg = arg;
+    ASSERT(atomic_load_explicit(&pool->remaining, memory_order_relaxed) == 0);
+    pool->fn = fn;
+    pool->arg = arg;
+    if (pool->n_threads > 1)
         pool_dispatch(pool);
-    }
+}
+
+void
+pool_end(struct pool *pool)
+{
     if (pool->n_threads > 1) {
         pool_take(pool, atomic_load_explicit(&pool->generation, memory_order_relaxed));
         pool_await_done(pool);
     } else {
-        fn(arg, 0, 1);
+        pool->fn(pool->arg, 0, 1);
     }
+}
+
+void
+pool_run(struct pool *pool, pool_fn fn, void *arg)
+{
+    pool_begin(pool, fn, arg);
+    pool_end(pool);
 }
 
 struct pool *

@@ -16,6 +16,9 @@ typedef void (*pool_fn)(void *arg, int part, int n_parts);
 int pool_new(struct pool **ret_pool, int n_threads, struct err *err);
 int pool_threads(const struct pool *pool);
 void pool_run(struct pool *pool, pool_fn fn, void *arg);
+/* pool_run in two: between them the workers run parts while the caller does something else. */
+void pool_begin(struct pool *pool, pool_fn fn, void *arg);
+void pool_end(struct pool *pool);
 struct pool *pool_free(struct pool *pool); /* accepts NULL, returns NULL */
 
 /* The slice of [0, n) that belongs to a part, in multiples of `grain` (the last may be short). */

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/mailbox.h"
+#include "base/pool.h"
 #include "model/ngram_hash.h"
 
 enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE, MESSAGE_STOP };
@@ -16,6 +17,8 @@ enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
 /* Bundles planned between two looks at the mailbox: a step never waits behind a long prompt's plan.
  */
+/* Rows from which on several threads hash. */
+enum { HASH_TOGETHER = 1024 };
 enum { PREFETCH_SLICE = 64, MAILBOX_CAPACITY = 4096, STEP_MESSAGES = 16 };
 
 /* How the end of a step is waited for, whose tokens the next one needs: looking all the time at
@@ -111,34 +114,83 @@ take_tokens(struct resolver *r, struct step_buffer *b)
     }
 }
 
+struct hashing {
+    const struct engram_shape *engram;
+    struct step_buffer *b;
+    int table, first_row, n_rows;
+};
+
+/* The mixes of a part of the step's rows. */
 static void
-resolve_step(struct resolver *r, struct step_buffer *b)
+hash_part(void *arg, int part, int n_parts)
+{
+    const struct hashing *h = arg;
+    size_t max_order = (size_t)h->engram->max_order, n_orders = max_order - 1;
+    long begin, end;
+
+    pool_slice(h->n_rows, HASH_TOGETHER / 16, part, n_parts, &begin, &end);
+    begin += h->first_row;
+    end += h->first_row;
+    for (size_t row = (size_t)begin; row < (size_t)end; row++)
+        ngram_hash_mix(h->engram, h->table, h->b->ngram_ids + row * max_order,
+                       h->b->mix[h->table] + row * n_orders);
+}
+
+/* Rows first .. end - 1, whose ids are complete. */
+static void
+resolve_rows(struct resolver *r, struct step_buffer *b, int first, int end)
 {
     const struct engram_shape *engram = &r->shape->engram;
-    int n_orders = engram->max_order - 1, n_rows = b->forward.batch.n_rows;
+    size_t at = (size_t)first * (size_t)(engram->max_order - 1);
+    struct pool *pool = end - first >= HASH_TOGETHER ? tiers_pool(r->tiers) : NULL;
 
-    for (int t = 0; t < engram->n_layers; t++)
-        memset(b->failed[t], 0, (size_t)n_rows);
-    take_tokens(r, b);
     for (int t = 0; t < engram->n_layers; t++) {
-        for (int row = 0; row < n_rows; row++)
-            ngram_hash_mix(engram, t, b->ngram_ids + (size_t)row * (size_t)engram->max_order,
-                           b->mix[t] + (size_t)row * (size_t)n_orders);
+        struct hashing hashing = {engram, b, t, first, end - first};
+
+        if (pool)
+            pool_run(pool, hash_part, &hashing);
+        else
+            hash_part(&hashing, 0, 1);
         struct tiers_request request = {
             .step = b->step,
             .table = t,
-            .n_rows = n_rows,
-            .mix = b->mix[t],
-            .address = b->address[t],
-            .failed = b->failed[t],
-            .skip = b->skip,
+            .n_rows = end - first,
+            .mix = b->mix[t] + at,
+            .address = b->address[t] + at,
+            .failed = b->failed[t] + first,
+            .skip = b->skip + first,
             .ready = &b->ready[t],
             .ready_value = b->step,
+            .unfinished = &b->unfinished[t],
             /* A later layer can wait longer; the unit only orders layers of a step. */
             .deadline_ns = b->posted_ns + (uint64_t)engram->table[t].layer * 1000,
         };
         tiers_resolve(r->tiers, &request);
     }
+}
+
+/* The rows behind the decoding ones, when those await their tokens: all that is known already, so
+ * that what is left to do once the tokens are there is little. */
+static void
+resolve_early(struct resolver *r, struct step_buffer *b)
+{
+    const struct batch *batch = &b->forward.batch;
+    bool split = b->n_awaits > 0 && batch->n_decode < batch->n_rows;
+
+    for (int t = 0; t < r->shape->engram.n_layers; t++) {
+        memset(b->failed[t], 0, (size_t)batch->n_rows);
+        b->unfinished[t] = split ? 2 : 1;
+    }
+    b->n_late = split ? batch->n_decode : batch->n_rows;
+    if (split)
+        resolve_rows(r, b, b->n_late, batch->n_rows);
+}
+
+static void
+resolve_late(struct resolver *r, struct step_buffer *b)
+{
+    take_tokens(r, b);
+    resolve_rows(r, b, 0, b->n_late);
 }
 
 /* Starts reads for the next few tokens of the prompt being planned. */
@@ -193,9 +245,11 @@ resolve_known(struct resolver *r)
     while (r->n_steps) {
         struct step_buffer *b = r->step[0];
 
+        if (b->n_late < 0)
+            resolve_early(r, b);
         if (!tokens_known(b) && clock_now_ns() < b->give_up_ns)
             return;
-        resolve_step(r, b);
+        resolve_late(r, b);
         memmove(r->step, r->step + 1, (size_t)--r->n_steps * sizeof *r->step);
         r->look_until_ns = clock_now_ns() + look_ns;
     }
@@ -207,6 +261,7 @@ add_step(struct resolver *r, struct step_buffer *b)
     ASSERT(r->n_steps < STEP_MESSAGES);
     if (r->n_steps == 0)
         r->look_until_ns = clock_now_ns() + look_ns;
+    b->n_late = -1;
     r->step[r->n_steps++] = b;
 }
 

@@ -38,6 +38,10 @@ struct step_buffer {
     uint64_t give_up_ns;                      /* when its end is not waited for any more */
     uint8_t *skip;                            /* [max_rows] 1: the row takes no part in Engram */
     uint8_t *failed[SHAPE_MAX_ENGRAM_LAYERS]; /* [max_rows] */
+    /* Resolver: requests of each layer that are not over; rows left when the others were looked up, -1
+     * before that. */
+    uint32_t unfinished[SHAPE_MAX_ENGRAM_LAYERS];
+    int n_late;
     uint64_t posted_ns;
 };
 

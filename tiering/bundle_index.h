@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tiering/cache_hint.h"
+
 enum { NODE_NONE = UINT32_MAX };
 enum { BUNDLE_SEGMENT_SHIFT = 8, BUNDLE_SEGMENT_HEADS = 1 << BUNDLE_SEGMENT_SHIFT };
 
@@ -68,13 +70,43 @@ bundle_index_head(const struct bundle_index *index, uint32_t hash)
     return &index->segment[bucket >> BUNDLE_SEGMENT_SHIFT][bucket & (BUNDLE_SEGMENT_HEADS - 1)];
 }
 
-/* NODE_NONE: no such bundle. */
-static inline uint32_t
-bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, uint64_t mix)
+/* One of many look-ups in stages: each brings what the next one reads into the cache, and comes some
+ * look-ups after it, so that the cache misses of many are under way at once. In `at` is the node to
+ * look at next, which the caller keeps; the index may not change while it does. */
+static inline void
+bundle_index_ask(const struct bundle_index *index, uint32_t hash)
 {
-    if (index->count == 0)
-        return NODE_NONE;
+    cache_hint(bundle_index_head(index, hash));
+}
+static inline void
+bundle_index_prefetch(const struct bundle_index *index, uint32_t at)
+{
+    if (at != NODE_NONE)
+        cache_hint(node_at(index->space, at));
+}
+static inline uint32_t
+bundle_index_first(const struct bundle_index *index, uint32_t hash)
+{
     uint32_t at = *bundle_index_head(index, hash);
+    bundle_index_prefetch(index, at);
+    return at;
+}
+/* The same node when it is the one. */
+static inline uint32_t
+bundle_index_next(const struct bundle_index *index, uint32_t at, uint8_t set, uint64_t mix)
+{
+    if (at == NODE_NONE)
+        return NODE_NONE;
+    const struct bundle_node *node = (const struct bundle_node *)node_at(index->space, at);
+    /* No branch: whether the first is the one is a coin toss, and the processor would guess. */
+    uint32_t same = -(uint32_t)((node->mix == mix) & (node->set == set));
+    at = (at & same) | (node->chain & ~same);
+    bundle_index_prefetch(index, at);
+    return at;
+}
+static inline uint32_t
+bundle_index_find_from(const struct bundle_index *index, uint32_t at, uint8_t set, uint64_t mix)
+{
     while (at != NODE_NONE) {
         const struct bundle_node *node = (const struct bundle_node *)node_at(index->space, at);
         if (node->mix == mix && node->set == set)
@@ -84,30 +116,13 @@ bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, 
     return at;
 }
 
-/* For many look-ups: what a find will touch is brought into the cache stage by stage, each stage
- * some look-ups after the one before it, so that the cache misses of many are under way at once.
- * Hints: they change nothing, and the index may change between them. */
-static inline void
-bundle_index_prefetch_head(const struct bundle_index *index, uint32_t hash)
+/* NODE_NONE: no such bundle. */
+static inline uint32_t
+bundle_index_find(const struct bundle_index *index, uint32_t hash, uint8_t set, uint64_t mix)
 {
-    __builtin_prefetch(bundle_index_head(index, hash));
-}
-static inline void
-bundle_index_prefetch_node(const struct bundle_index *index, uint32_t hash)
-{
-    uint32_t at = *bundle_index_head(index, hash);
-    if (at != NODE_NONE)
-        __builtin_prefetch(node_at(index->space, at), 1);
-}
-static inline void
-bundle_index_prefetch_chain(const struct bundle_index *index, uint32_t hash, uint64_t mix)
-{
-    uint32_t at = *bundle_index_head(index, hash);
-    if (at == NODE_NONE)
-        return;
-    const struct bundle_node *node = (const struct bundle_node *)node_at(index->space, at);
-    if (node->mix != mix && node->chain != NODE_NONE)
-        __builtin_prefetch(node_at(index->space, node->chain), 1);
+    if (index->count == 0)
+        return NODE_NONE;
+    return bundle_index_find_from(index, *bundle_index_head(index, hash), set, mix);
 }
 
 void bundle_index_init(struct bundle_index *index, const struct node_space *space);

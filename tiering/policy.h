@@ -14,11 +14,14 @@ enum arrival {
     ARRIVAL_PLANNED, /* a plan expects a step to want it: takes only what nobody is known to want */
 };
 
+enum { POLICY_VISITS_MAX = 3 }; /* in bundle.visits: a touch changes nothing any more */
+
 struct policy;
 struct policy_ops {
     const char *name;
     void (*insert)(struct policy *policy, uint32_t slot, enum arrival arrival);
-    /* A look-up found the bundle. True: it was planned and this was its first use. */
+    /* A look-up found the bundle. True: it was planned and this was its first use. Slots that were not
+     * planned may be touched by several threads at a time; of two touches at once one may be lost. */
     bool (*touch)(struct policy *policy, struct slot *slot);
     /* A slot to evict for an arrival of this kind, forgotten by the policy; none that a step of
      * `keep` was given. NODE_NONE: none found with bounded effort. */

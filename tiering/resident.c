@@ -7,14 +7,15 @@
 #include "base/check.h"
 #include "base/cpu_count.h"
 #include "tiering/bundle_index.h"
+#include "tiering/cache_hint.h"
 
 enum {
-    THREADS_MAX = 256,
-    DEFAULT_THREADS = 8,
+    DEFAULT_THREADS = 16,
     OTHER_THREADS = 2, /* CPUs that the default leaves to the engine and the ring */
     /* Bundles whose rows are on their way into the cache while one is copied; with 8 heads more
      * than a core has misses in flight. */
     AHEAD = 4,
+    TOGETHER = 64, /* bundles: fewer are copied sooner than the other threads are awake */
     GRAIN = 8, /* bundles: no two threads work on one before they are that many */
     LINE_BYTES = 64,
 };
@@ -50,9 +51,9 @@ resident_init(struct resident *resident, const struct engram_shape *engram,
     }
     if (!any_host)
         return 0;
-    if (threads < 0 || threads > THREADS_MAX)
+    if (threads < 0 || threads > RESIDENT_THREADS_MAX)
         return err_set(err, EINVAL, "%d threads to gather rows are not from 1 to %d", threads,
-                       THREADS_MAX);
+                       RESIDENT_THREADS_MAX);
     resident->max_bundles = (uint32_t)(max_step_rows * resident->n_orders);
     uint32_t places = 2;
     while (places < 2 * resident->max_bundles)
@@ -108,8 +109,8 @@ static void
 prefetch(const uint8_t *from, uint32_t bytes)
 {
     for (uint32_t i = 0; i < bytes; i += LINE_BYTES)
-        __builtin_prefetch(from + i);
-    __builtin_prefetch(from + bytes - 1);
+        cache_hint(from + i);
+    cache_hint(from + bytes - 1);
 }
 
 /* The rows of a bundle, and their bytes asked for. */
@@ -168,11 +169,18 @@ gather_part(void *arg, int part, int n_parts)
 }
 
 void
-resident_gather(struct resident *resident, int table)
+resident_gather_begin(struct resident *resident, int table)
 {
     resident->gathered_table = table;
-    if (resident->n_bundles <= GRAIN)
-        gather_part(resident, 0, 1);
+    if (resident->n_bundles >= TOGETHER)
+        pool_begin(resident->pool, gather_part, resident);
+}
+
+void
+resident_gather_end(struct resident *resident)
+{
+    if (resident->n_bundles >= TOGETHER)
+        pool_end(resident->pool);
     else
-        pool_run(resident->pool, gather_part, resident);
+        gather_part(resident, 0, 1);
 }

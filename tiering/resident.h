@@ -3,8 +3,9 @@
  * several threads, since the device reads many whole bundles much faster than many single rows.
  *
  * One request: resident_begin, resident_bundle for each cell that HBM lacks (equal N-grams share
- * one bundle), then resident_gather fills those that were given a destination. Thread: resolver;
- * resident_gather returns when the pool's threads are done, and nobody else uses the pool. */
+ * one bundle), then resident_gather_begin .. end fill those that were given a destination, while the
+ * resolver does something else. Thread: resolver;
+ * resident_gather_end returns when the pool's threads are done. */
 #ifndef TIERING_RESIDENT_H
 #define TIERING_RESIDENT_H
 
@@ -19,6 +20,8 @@ struct resident_bundle {
     uint32_t order;
     bool promoted; /* the owner's */
 };
+
+enum { RESIDENT_THREADS_MAX = 64 };
 
 struct resident_column {
     struct fast_mod prime;
@@ -49,7 +52,8 @@ void resident_free(struct resident *resident);
 void resident_begin(struct resident *resident, uint32_t n_cells);
 /* The number of the bundle, a new one with dst NULL when it is the first of its kind. */
 uint32_t resident_bundle(struct resident *resident, uint32_t hash, uint32_t order, uint64_t mix);
-/* Fills dst of each bundle that has one from the rows of this table: layout as in base/shape.h. */
-void resident_gather(struct resident *resident, int table);
+/* Fill dst of each bundle that has one from the rows of this table: layout as in base/shape.h. */
+void resident_gather_begin(struct resident *resident, int table);
+void resident_gather_end(struct resident *resident);
 
 #endif

@@ -1,11 +1,19 @@
 /* tiers: see tiers.h. The work of a step; creation and end are in tiers_new.c. */
 #include "tiering/tiers.h"
 
+#include <string.h>
+
 #include "base/check.h"
 #include "tiering/tiers_state.h"
 
 enum {
     AHEAD = 16, /* look-ups between two stages of a find: those whose cache misses overlap */
+    FIND_TOGETHER = 1024, /* rows from which on several threads find */
+    FIND_GRAIN = 64,      /* rows */
+    /* Bundles of HBM that one request may displace: so many, and one in so many of its look-ups. A
+     * displacement costs the resolver more than a look-up, and a long prefill is a scan. */
+    DISPLACE_LEAST = 8,
+    DISPLACE_SHARE = 64,
     PLANNED_SHARE =
         8, /* one part in so many of the RAM store for bundles planned and not yet used */
 };
@@ -91,8 +99,10 @@ tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up,
               int visits)
 {
     struct slot_store *hbm = &tiers->hbm;
-    if (step != tiers->begun_step || hbm->budget_bytes == 0 ||
-        (!slot_store_make_room(hbm) && visits < TIERS_PROMOTE_VISITS) ||
+    if (step != tiers->begun_step || hbm->budget_bytes == 0)
+        return NULL;
+    bool room = slot_store_make_room(hbm);
+    if ((!room && (visits < TIERS_PROMOTE_VISITS || tiers->displacements == 0)) ||
         slot_store_find(hbm, look_up->hash, look_up->set, mix) != NODE_NONE)
         return NULL;
     struct open_step *open = tiers_find_step(tiers, step);
@@ -102,6 +112,7 @@ tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up,
     uint32_t at = slot_store_take(hbm, look_up->set, mix, keep, ARRIVAL_DEMAND, true);
     if (at == NODE_NONE)
         return NULL;
+    tiers->displacements -= !room;
     struct slot *slot = slot_store_slot(hbm, at);
     slot->last_step = (uint32_t)step;
     slot->next = open->promoted;
@@ -230,73 +241,157 @@ look_below(struct tiers *tiers, uint32_t number, const struct look_up *look_up)
     return true;
 }
 
-/* The stages of find number at + 3 * AHEAD of the n look-ups; at begins at -3 * AHEAD. */
+/* The stages of a find in an index that may change between them: hints, and the find of number
+ * `at` begins anew. at begins at -3 * AHEAD. */
 static inline void
 prefetch(const struct bundle_index *index, const struct look_up *look_up, const uint64_t *mix,
          int at, int n)
 {
+    if (index->count == 0)
+        return;
     if (at + 3 * AHEAD < n)
-        bundle_index_prefetch_head(index, look_up[at + 3 * AHEAD].hash);
+        bundle_index_ask(index, look_up[at + 3 * AHEAD].hash);
     if (at >= -2 * AHEAD && at + 2 * AHEAD < n)
-        bundle_index_prefetch_node(index, look_up[at + 2 * AHEAD].hash);
-    if (at >= -AHEAD && at + AHEAD < n)
-        bundle_index_prefetch_chain(index, look_up[at + AHEAD].hash, mix[look_up[at + AHEAD].cell]);
+        (void)bundle_index_first(index, look_up[at + 2 * AHEAD].hash);
+    if (at >= -AHEAD && at + AHEAD < n) {
+        const struct look_up *next = &look_up[at + AHEAD];
+        (void)bundle_index_next(index, *bundle_index_head(index, next->hash), next->set,
+                                mix[next->cell]);
+    }
 }
 
-/* The cells that are looked up, and addresses of the others. */
-static int
-list_look_ups(struct tiers *tiers, const struct tiers_request *request)
+/* A part of a request's rows, by one thread: what is changed for a hit is the hit's own, or does not
+ * care who of two threads comes last. */
+struct find_part {
+    int n_missed; /* the first of its cells in tiers->look_up */
+    uint32_t hits[SHAPE_MAX_ORDERS], misses[SHAPE_MAX_ORDERS];
+};
+
+/* One cell's look-up is over: a hit is answered. */
+static bool
+answer_hit(const struct slot_store *hbm, const struct tiers_request *request,
+           const struct look_up *look_up)
 {
-    int n_orders = tiers->n_orders, n = 0;
-    uint32_t cell = 0;
-    for (int row = 0; row < request->n_rows; row++) {
+    struct slot *slot = look_up->at != NODE_NONE ? slot_store_slot(hbm, look_up->at) : NULL;
+
+    if (slot == NULL || slot->bundle.state != SLOT_RESIDENT) /* T2 */
+        return false;
+    if (__atomic_load_n(&slot->bundle.visits, __ATOMIC_RELAXED) != POLICY_VISITS_MAX)
+        (void)hbm->policy->ops->touch(hbm->policy, slot);
+    __atomic_store_n(&slot->last_step, (uint32_t)request->step, __ATOMIC_RELAXED);
+    request->address[look_up->cell] =
+        (struct bundle_address){slot_store_address(hbm, look_up->at), NULL};
+    return true;
+}
+
+/* Lists the cells of rows begin .. end - 1. */
+static void
+list_cells(struct tiers *tiers, const struct tiers_request *request, int begin, int end)
+{
+    int n_orders = tiers->n_orders, cell = begin * n_orders;
+
+    for (int row = begin; row < end; row++) {
         bool skipped = request->skip && request->skip[row];
         for (int o = 0; o < n_orders; o++, cell++) {
             uint8_t set = (uint8_t)(request->table * n_orders + o);
+            tiers->look_up[cell] =
+                (struct look_up){(uint32_t)cell, bundle_hash(set, request->mix[cell]), NODE_NONE,
+                                 skipped ? LOOK_UP_SKIPPED : set};
             if (skipped)
                 request->address[cell] = no_address;
-            else
-                tiers->look_up[n++] =
-                    (struct look_up){cell, bundle_hash(set, request->mix[cell]), set};
         }
     }
-    return n;
+}
+
+static void
+look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin, int end,
+             struct find_part *part)
+{
+    const struct slot_store hbm = tiers->hbm; /* a copy, which no store to an address can change */
+    const struct bundle_index *index = &hbm.index;
+    const uint64_t *mix = request->mix;
+    struct look_up *look_up = tiers->look_up;
+    int first = begin * tiers->n_orders, last = end * tiers->n_orders;
+    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+
+    *part = (struct find_part){0};
+    list_cells(tiers, request, begin, end);
+    for (int i = index->count > 0 ? first - 3 * AHEAD : first; i < last; i++) {
+        if (index->count > 0) {
+            if (i + 3 * AHEAD < last)
+                bundle_index_ask(index, look_up[i + 3 * AHEAD].hash);
+            if (i >= first - 2 * AHEAD && i + 2 * AHEAD < last) {
+                struct look_up *now = &look_up[i + 2 * AHEAD];
+                now->at = bundle_index_first(index, now->hash);
+            }
+            if (i >= first - AHEAD && i + AHEAD < last) {
+                struct look_up *now = &look_up[i + AHEAD];
+                now->at = bundle_index_next(index, now->at, now->set, mix[now->cell]);
+            }
+        }
+        if (i < first || look_up[i].set == LOOK_UP_SKIPPED)
+            continue;
+        struct look_up now = look_up[i];
+        now.at = bundle_index_find_from(index, now.at, now.set, mix[now.cell]);
+        if (answer_hit(&hbm, request, &now)) {
+            part->hits[now.set - first_set]++;
+        } else {
+            look_up[first + part->n_missed++] = now;
+            part->misses[now.set - first_set]++;
+        }
+    }
+}
+
+struct find {
+    struct tiers *tiers;
+    const struct tiers_request *request;
+    struct find_part part[RESIDENT_THREADS_MAX];
+};
+
+static void
+run_part(void *arg, int part, int n_parts)
+{
+    struct find *find = arg;
+    long begin, end;
+
+    pool_slice(find->request->n_rows, FIND_GRAIN, part, n_parts, &begin, &end);
+    look_up_rows(find->tiers, find->request, (int)begin, (int)end, &find->part[part]);
 }
 
 int
 tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
 {
-    const struct slot_store *hbm = &tiers->hbm;
-    struct look_up *look_up = tiers->look_up;
-    int n = list_look_ups(tiers, request), n_missed = 0;
-    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
-    uint32_t hits[SHAPE_MAX_ORDERS] = {0}, misses[SHAPE_MAX_ORDERS] = {0};
-    bool any = hbm->index.count > 0;
-    for (int i = any ? -3 * AHEAD : 0; i < n; i++) {
-        if (any)
-            prefetch(&hbm->index, look_up, request->mix, i, n);
-        if (i < 0)
-            continue;
-        struct look_up now = look_up[i];
-        uint32_t at = slot_store_find(hbm, now.hash, now.set, request->mix[now.cell]);
-        struct slot *slot = at != NODE_NONE ? slot_store_slot(hbm, at) : NULL;
-        if (slot && slot->bundle.state == SLOT_RESIDENT) { /* T2 */
-            (void)hbm->policy->ops->touch(hbm->policy, slot);
-            slot->last_step = (uint32_t)request->step;
-            request->address[now.cell] = (struct bundle_address){slot_store_address(hbm, at), NULL};
-            hits[now.set - first_set]++;
-        } else {
-            look_up[n_missed++] = now;
-            misses[now.set - first_set]++;
+    struct pool *pool = request->n_rows >= FIND_TOGETHER ? tiers->resident.pool : NULL;
+    int n_parts = pool ? pool_threads(pool) : 1, n_missed = 0;
+    struct find find = {.tiers = tiers, .request = request};
+
+    if (pool)
+        pool_run(pool, run_part, &find);
+    else
+        look_up_rows(tiers, request, 0, request->n_rows, &find.part[0]);
+    for (int p = 0; p < n_parts; p++) {
+        const struct find_part *part = &find.part[p];
+        long begin, end;
+
+        pool_slice(request->n_rows, FIND_GRAIN, p, n_parts, &begin, &end);
+        memmove(tiers->look_up + n_missed, tiers->look_up + begin * tiers->n_orders,
+                (size_t)part->n_missed * sizeof *tiers->look_up);
+        n_missed += part->n_missed;
+        for (int o = 0; o < tiers->n_orders; o++) {
+            struct set_counts *count =
+                &tiers->count[TIER_HBM][request->table * tiers->n_orders + o];
+            tiers_count(&count->hits, part->hits[o]);
+            tiers_count(&count->bytes, (uint64_t)part->hits[o] * tiers->bundle_bytes);
+            tiers_count(&count->misses, part->misses[o]);
         }
     }
-    for (int o = 0; o < tiers->n_orders; o++) {
-        struct set_counts *count = &tiers->count[TIER_HBM][first_set + o];
-        tiers_count(&count->hits, hits[o]);
-        tiers_count(&count->bytes, (uint64_t)hits[o] * tiers->bundle_bytes);
-        tiers_count(&count->misses, misses[o]);
-    }
     return n_missed;
+}
+
+struct pool *
+tiers_pool(const struct tiers *tiers)
+{
+    return tiers->resident.pool;
 }
 
 static uint32_t
@@ -312,13 +407,20 @@ take_request(struct tiers *tiers, const struct tiers_request *request)
     return NODE_NONE;
 }
 
+void
+tiers_raise(const struct tiers_request *request)
+{
+    if (request->unfinished == NULL || --*request->unfinished == 0)
+        flag_raise(request->ready, request->ready_value);
+}
+
 /* T5 */
 static void
 one_less_pending(struct pending_request *pending)
 {
     ASSERT(pending->pending > 0);
     if (--pending->pending == 0)
-        flag_raise(pending->request.ready, pending->request.ready_value);
+        tiers_raise(&pending->request);
 }
 
 void
@@ -328,6 +430,8 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     ASSERT(request->table >= 0 && request->table < tiers->options.engram.n_layers);
     ASSERT(request->n_rows >= 0 && request->n_rows <= tiers->options.max_step_rows);
     begin_step(tiers, request->step);
+    tiers->displacements =
+        DISPLACE_LEAST + (uint32_t)(request->n_rows * tiers->n_orders) / DISPLACE_SHARE;
     if (tiers_is_resident(tiers, request->table)) {
         tiers_resolve_resident(tiers, request);
         (void)tiers_poll(tiers);
@@ -337,8 +441,7 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     struct pending_request *pending = &tiers->requests[number];
     int n = tiers_look_up_hbm(tiers, request);
     for (int i = -3 * AHEAD; i < n; i++) {
-        if (tiers->ram.index.count > 0)
-            prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
+        prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
         if (i >= 0)
             pending->pending += look_below(tiers, number, &tiers->look_up[i]);
     }
@@ -362,7 +465,7 @@ answer_waiters(struct tiers *tiers, uint32_t at, int result)
         if (result < 0) {
             fail_cell(tiers, request, cell, set);
         } else {
-            struct look_up look_up = {cell, bundle_hash(set, fetch->bundle.mix), set};
+            struct look_up look_up = {cell, bundle_hash(set, fetch->bundle.mix), NODE_NONE, set};
             void *slot = may_promote
                              ? tiers_promote(tiers, request->step, &look_up, fetch->bundle.mix, 0)
                              : NULL;

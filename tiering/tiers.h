@@ -4,7 +4,8 @@
  * is the 64-bit mix of the N-gram hash, from which all H rows follow, so equal keys mean equal
  * rows. Lookup order: HBM store, RAM store, reads in flight, resident rows of the RAM store
  * (row_slice.h), cold store. What fits neither store passes through staging, which belongs to the
- * steps that read it.
+ * steps that read it. A table that is in memory as a whole is looked up in the HBM store alone, or
+ * not at all (struct tier_resident).
  *
  *     ABSENT --fetch--> READING --landed--> WARM (RAM slot) -------promote----+
  *       ^                  |  |                 |                              v
@@ -67,7 +68,9 @@ struct tier_resident {
                   * (pinned) */
 };
 
-enum { TIERS_IN_PLACE_BELOW = 1024 };
+/* From this many bundles on a quarter is left to the device: it reads them row by row while the host
+ * is at the next request. */
+enum { TIERS_IN_PLACE_BELOW = 128, TIERS_SHARED_FROM = 2048, TIERS_IN_PLACE_SHARE = 4 };
 
 struct tiers_options {
     struct engram_shape engram;
@@ -76,12 +79,13 @@ struct tiers_options {
      * tiers_resolve returns, and they never fail. In device memory: BUNDLE_IN_PLACE for each, and
      * no promotion. In host memory: the HBM store's slot, or, of what that lacks,
      *   - of fewer than in_place_below bundles: BUNDLE_IN_PLACE, the device reads row by row;
-     *   - of more: the address of a staging slot, to which gather_threads threads copied the rows.
+     *   - of more: the address of a staging slot, to which gather_threads threads copied the rows;
+     *     of very many a part is BUNDLE_IN_PLACE all the same (TIERS_SHARED_FROM).
      * Both may promote. */
     struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
     int in_place_below; /* different bundles of one request; 0: TIERS_IN_PLACE_BELOW; 1: always
                          * staging */
-    int gather_threads; /* with the resolver; 0: 8 or as many as there are CPUs beside two, at least
+    int gather_threads; /* with the resolver; 0: 16 or as many as there are CPUs beside two, at least
                          * 1 */
     struct cold_store *cold; /* borrowed; must outlive the tiers */
     struct chunk_ops hbm_memory, ram_memory;
@@ -89,11 +93,12 @@ struct tiers_options {
     /* Share of the RAM budget, 0 to 1, for rows rather than bundles (row_slice.h). What the slice
      * does not need once all rows are resident goes to bundles. */
     double row_share;
-    int max_step_rows;  /* rows of one step */
+    int max_step_rows;   /* rows of one step */
     int steps_in_flight; /* steps begun and not done or aborted, at most; 1..64 */
 };
 
 struct tiers;
+struct pool;
 
 int tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct err *err);
 /* No step may run; reads in flight are waited for. Requests whose flag was not raised are
@@ -105,7 +110,7 @@ struct tiers *tiers_free(struct tiers *tiers);
  * all bundles are there (possibly before it returns). Before that failed[row] is set to 1 for every
  * row one of whose bundles could not be read (it is never set to 0 here); the address of that
  * bundle is {NULL, NULL}. Arrays stay the caller's and must live until then, even when the step is
- * aborted; steps_in_flight requests of one table may wait at a time. A step that is reported done
+ * aborted; 2 * steps_in_flight requests of one table may wait at a time. A step that is reported done
  * has written every promote address it was given: rows that are not gathered must be named in skip.
  * */
 struct tiers_request {
@@ -118,9 +123,14 @@ struct tiers_request {
     const uint8_t *skip; /* NULL, or [n_rows]: 1 = nothing is wanted, addresses are {NULL, NULL} */
     struct flag *ready;
     uint64_t ready_value;
+    /* NULL, or how many requests there are of one layer and step, which share a flag: counted down as
+     * each is over, and the last one raises it. Resolver thread. */
+    uint32_t *unfinished;
     uint64_t deadline_ns; /* when the layer will want them */
 };
 void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
+/* The threads that gather rows, for the resolver's own use between two calls; NULL: there are none. */
+struct pool *tiers_pool(const struct tiers *tiers);
 /* Whether plans for this table are of no use. */
 bool tiers_is_resident(const struct tiers *tiers, int table);
 /* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any
@@ -164,8 +174,8 @@ struct tiers_stats {
         uint64_t budget_bytes, used_bytes;
         struct tier_set_stats set[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS];
     } tier[TIER_COUNT];
-    uint64_t staging_bytes;      /* memory of the staging area */
-    uint64_t slice_bytes;        /* of the RAM store's used_bytes: resident rows */
+    uint64_t staging_bytes; /* memory of the staging area */
+    uint64_t slice_bytes;   /* of the RAM store's used_bytes: resident rows */
     uint64_t prefetched, prefetch_used, prefetch_late; /* bundles */
     struct cold_counters nvme;
 };

@@ -77,7 +77,7 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
             (uint64_t)engram->table[t].rows *
             (uint64_t)(engram_row_weight_bytes(engram) + engram_row_scale_bytes(engram));
     uint32_t demand = (uint32_t)(options->max_step_rows * options->steps_in_flight * tiers->n_sets);
-    tiers->n_requests = (uint32_t)(options->steps_in_flight * engram->n_layers);
+    tiers->n_requests = (uint32_t)(2 * options->steps_in_flight * engram->n_layers);
     tiers->requests = calloc(tiers->n_requests, sizeof *tiers->requests);
     tiers->open = calloc((size_t)options->steps_in_flight, sizeof *tiers->open);
     tiers->seen = calloc(TIERS_SEEN_TAGS, sizeof *tiers->seen);

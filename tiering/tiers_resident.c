@@ -1,6 +1,7 @@
 /* tiers_resident: look-ups of tables that are resident as a whole; nothing is read from disk for
  * them, and their answers are complete when tiers_resolve returns. Thread: resolver. */
 #include "base/check.h"
+#include "tiering/cache_hint.h"
 #include "tiering/tiers_state.h"
 
 /* The whole table is in device memory: where it is, is known without a look. */
@@ -26,15 +27,20 @@ answer_in_place(struct tiers *tiers, const struct tiers_request *request)
     }
 }
 
-/* A staging slot for each bundle, as long as there are any; the others are read in place. */
+/* A staging slot for each bundle that is not left to the device, as long as there are any; the others
+ * are read in place. */
 static void
 take_staging(struct tiers *tiers, uint64_t step)
 {
     struct resident *resident = &tiers->resident;
     struct open_step *open = tiers_find_step(tiers, step);
 
+    bool shared = resident->n_bundles >= TIERS_SHARED_FROM;
+
     ASSERT(open);
     for (uint32_t i = 0; i < resident->n_bundles; i++) {
+        if (shared && i % TIERS_IN_PLACE_SHARE == 0)
+            continue;
         uint32_t slot = staging_take(&tiers->staging);
 
         if (slot == NODE_NONE)
@@ -60,11 +66,12 @@ answer_from_host(struct tiers *tiers, const struct tiers_request *request)
         resident->bundle_of[i] =
             resident_bundle(resident, look_up[i].hash, order, request->mix[look_up[i].cell]);
         misses[order]++;
+        cache_hint(&tiers->seen[look_up[i].hash % TIERS_SEEN_TAGS]); /* tiers_visits, below */
     }
     bool gathered = resident->n_bundles >= (uint32_t)tiers->options.in_place_below;
     if (gathered) {
         take_staging(tiers, request->step);
-        resident_gather(resident, request->table);
+        resident_gather_begin(resident, request->table);
     }
     for (uint32_t i = 0; i < n; i++) {
         struct resident_bundle *bundle = &resident->bundle[resident->bundle_of[i]];
@@ -77,6 +84,8 @@ answer_from_host(struct tiers *tiers, const struct tiers_request *request)
                                                             bundle->mix, visits);
         bundle->promoted = bundle->promoted || address->promote;
     }
+    if (gathered)
+        resident_gather_end(resident);
     for (int o = 0; o < tiers->n_orders; o++) {
         struct set_counts *count = &tiers->count[TIER_RAM][first_set + o];
 
@@ -99,5 +108,5 @@ tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request)
         answer_in_place(tiers, request);
     else
         answer_from_host(tiers, request);
-    flag_raise(request->ready, request->ready_value);
+    tiers_raise(request);
 }

@@ -11,6 +11,8 @@
 #include "tiering/staging.h"
 #include "tiering/tiers.h"
 
+enum { LOOK_UP_SKIPPED = UINT8_MAX };
+
 enum {
     TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
     TIERS_SEEN_TAGS = 1 << 18,    /* a second visit is one within about so many look-ups */
@@ -24,7 +26,8 @@ struct set_counts { /* one writer */
 /* One cell of a request, while it is resolved. */
 struct look_up {
     uint32_t cell, hash;
-    uint8_t set;
+    uint32_t at; /* of the HBM store: the node to look at next; in the end the bundle's, or NODE_NONE */
+    uint8_t set; /* or LOOK_UP_SKIPPED */
 };
 
 struct pending_request {
@@ -59,6 +62,7 @@ struct tiers {
     /* Steps done_step + 1 .. begun_step pin what they were given. */
     bool any_step;
     uint64_t begun_step, done_step;
+    uint32_t displacements; /* of HBM's bundles that the latest request may still make */
     struct open_step *open; /* [steps_in_flight] */
 
     struct pending_request *requests; /* [n_requests] */
@@ -85,6 +89,8 @@ void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *lo
 /* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
 int tiers_visits(struct tiers *tiers, uint32_t hash);
 
+/* A request's look-ups are over: the flag, unless others share it that are not. */
+void tiers_raise(const struct tiers_request *request);
 /* tiers_resolve for a resident table, once the step has begun. */
 void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request);
 

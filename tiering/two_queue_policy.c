@@ -23,7 +23,7 @@
 #include "tiering/policy.h"
 
 enum { QUEUE_NONE, QUEUE_PROBATION, QUEUE_MAIN };
-enum { PLANNED = 0x80, VISITS_MAX = 3 };
+enum { PLANNED = 0x80 };
 enum { PROBATION_SHARE = 8 }; /* one part in so many */
 /* Slots looked at for one victim, per queue. In probation most of those that do not leave go to
  * main, which each does once, so the larger number is rare. */
@@ -88,14 +88,16 @@ static bool
 two_queue_touch(struct policy *base, struct slot *slot)
 {
     struct two_queue *policy = (struct two_queue *)base;
-    if (slot->bundle.visits & PLANNED) {
+    uint8_t visits = __atomic_load_n(&slot->bundle.visits, __ATOMIC_RELAXED);
+
+    if (visits & PLANNED) {
         slot->bundle.visits =
             0; /* the use it was read for: what a demanded bundle had at arrival */
         policy->planned--;
         return true;
     }
-    if (slot->bundle.visits < VISITS_MAX)
-        slot->bundle.visits++;
+    if (visits < POLICY_VISITS_MAX)
+        __atomic_store_n(&slot->bundle.visits, (uint8_t)(visits + 1), __ATOMIC_RELAXED);
     return false;
 }
 

@@ -27,7 +27,7 @@ placement_parse(const char *text, struct placement_spec *ret_spec, struct err *e
     *ret_spec = (struct placement_spec){.text = text};
     if (strlen(text) >= sizeof copy)
         return err_set(err, EINVAL, "'%s' is too long", text);
-    strcpy(copy, text);
+    memcpy(copy, text, strlen(text) + 1);
     const char *name = strtok_r(copy, ",", &save);
     int kind = 0;
 

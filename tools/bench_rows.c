@@ -10,6 +10,7 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/pool.h"
 #include "daemon/cuda_plugin.h"
 #include "gpu/cuda/single_rows.h"
 #include "model/ngram_hash.h"
@@ -24,6 +25,7 @@ struct options {
     double params;
     int heads, head_dim;
     uint64_t hbm_bytes;
+    int threads, in_place; /* as in struct tiers_options */
     bool json;
 };
 
@@ -159,23 +161,44 @@ launch(struct bench *b, int n)
     return s;
 }
 
-/* The host's part: hash, look up, raise. tiers NULL: every row is read in place. */
-static void
-resolve(struct bench *b, struct row_step *s, int n)
-{
-    const struct engram_shape *e = &b->shape.engram;
-    int orders = e->max_order - 1;
+struct hashing {
+    struct bench *b;
+    struct row_step *s;
+    int n;
+};
 
-    for (int i = 0; i < n; i++) {
+static void
+hash_part(void *arg, int part, int n_parts)
+{
+    const struct hashing *h = arg;
+    const struct bench *b = h->b;
+    const struct engram_shape *e = &b->shape.engram;
+    long begin, end;
+
+    pool_slice(h->n, 64, part, n_parts, &begin, &end);
+    for (long i = begin; i < end; i++) {
         int32_t ids[SHAPE_MAX_ORDER];
 
         for (int k = 0; k < e->max_order; k++)
             ids[k] = b->corpus.compressed[b->corpus.ids[b->at + i - k]];
-        ngram_hash_mix(e, 0, ids, s->mix + (size_t)i * (size_t)orders);
+        ngram_hash_mix(e, 0, ids, h->s->mix + i * (e->max_order - 1));
     }
+}
+
+/* The host's part, as the resolver's: hash, look up, raise. tiers NULL: every row is read in place. */
+static void
+resolve(struct bench *b, struct row_step *s, int n)
+{
+    struct hashing hashing = {b, s, n};
+    struct pool *pool = b->tiers && n >= 1024 ? tiers_pool(b->tiers) : NULL;
+
+    if (pool)
+        pool_run(pool, hash_part, &hashing);
+    else
+        hash_part(&hashing, 0, 1);
     b->at += n;
     if (b->tiers == NULL) {
-        for (int c = 0; c < n * orders; c++)
+        for (int c = 0; c < n * (b->shape.engram.max_order - 1); c++)
             s->address[c] = (struct bundle_address){BUNDLE_IN_PLACE, NULL};
         flag_raise(s->ready, s->forward.step);
         return;
@@ -199,11 +222,11 @@ drain(struct bench *b)
 }
 
 /* Seconds from the moment the keys are known to the host until the rows are there and the host
- * knows: median. */
+ * knows: median. ret_host: until the host's part was over. */
 static double
-latency(struct bench *b, int n)
+latency(struct bench *b, int n, double *ret_host)
 {
-    double seconds[ROUNDS];
+    double seconds[ROUNDS], host[ROUNDS];
 
     for (int i = 0; i < ROUNDS; i++) {
         struct row_step *s = launch(b, n);
@@ -213,11 +236,13 @@ latency(struct bench *b, int n)
             ; /* the device stands before the flag by now */
         begin = clock_now_ns();
         resolve(b, s, n);
+        host[i] = (double)(clock_now_ns() - begin) * 1e-9;
         while (!step_report_done(s->report, s->forward.step))
             ;
         seconds[i] = (double)(clock_now_ns() - begin) * 1e-9;
         drain(b);
     }
+    *ret_host = bench_median(host, ROUNDS);
     return bench_median(seconds, ROUNDS);
 }
 
@@ -306,11 +331,13 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
         .hbm_memory = {device_chunk, device_chunk_free, b->device},
         .ram_memory = {host_chunk, host_chunk_free, b->device},
         .hbm_budget_bytes = hbm_bytes,
+        .gather_threads = b->o->threads,
+        .in_place_below = b->o->in_place,
         .max_step_rows = MOST_TOKENS,
         .steps_in_flight = IN_FLIGHT + 1,
     };
     static const int sizes[] = {64, 512, MOST_TOKENS};
-    double rows = (double)MOST_TOKENS * (e->max_order - 1) * e->heads, share, figures[3];
+    double rows = (double)MOST_TOKENS * (e->max_order - 1) * e->heads, share, figures[3], host[2];
 
     if (on_device)
         bench_table_to_device(&b->table);
@@ -325,17 +352,18 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
     (void)interval(b, MOST_TOKENS, WARM_STEPS);
     count_hits(b, &share);
     for (int i = 0; i < 2; i++)
-        figures[i] = latency(b, sizes[i]);
+        figures[i] = latency(b, sizes[i], &host[i]);
     double rounds[5];
     for (int i = 0; i < 5; i++)
         rounds[i] = interval(b, MOST_TOKENS, 8);
     figures[2] = bench_median(rounds, 5);
     count_hits(b, &share);
     printf(b->o->json ? "{\"command\": \"rows\", \"placement\": \"%s\", \"hbm_share\": %.4f, "
-                        "\"us_64\": %.2f, \"us_512\": %.2f, \"rows_per_s_8192\": %.0f, "
+                        "\"us_64\": %.2f, \"us_512\": %.2f, \"host_us_64\": %.2f, "
+                        "\"host_us_512\": %.2f, \"rows_per_s_8192\": %.0f, "
                         "\"times_single\": %.3f, \"gb_per_s\": %.2f}\n"
-                      : "%-26s %7.3f %9.1f %9.1f %14.0f %8.2f %8.2f\n",
-           name, share, figures[0] * 1e6, figures[1] * 1e6, rows / figures[2],
+                      : "%-26s %7.3f %9.1f %9.1f %9.1f %9.1f %14.0f %8.2f %8.2f\n",
+           name, share, figures[0] * 1e6, figures[1] * 1e6, host[0] * 1e6, host[1] * 1e6, rows / figures[2],
            rows / figures[2] / single[2],
            rows / figures[2] * engram_row_weight_bytes(e) * 1e-9);
     fflush(stdout);
@@ -386,7 +414,7 @@ run_single(struct bench *b, double *ret_figures)
     printf(b->o->json ? "{\"command\": \"rows\", \"placement\": \"%s\", "
                         "\"us_64\": %.2f, \"us_512\": %.2f, \"rows_per_s_8192\": %.0f, "
                         "\"times_single\": 1, \"gb_per_s\": %.2f}\n"
-                      : "%-26s       - %9.1f %9.1f %14.0f     1.00 %8.2f\n",
+                      : "%-26s       - %9.1f %9.1f         -         - %14.0f     1.00 %8.2f\n",
            "single rows, kernel alone", ret_figures[0] * 1e6,
            ret_figures[1] * 1e6, ret_figures[2],
            ret_figures[2] * engram_row_weight_bytes(e) * 1e-9);
@@ -398,7 +426,8 @@ static void
 usage(FILE *out)
 {
     fputs("Usage: engram-bench rows --text FILE --tokenizer FILE [--device cuda:N] [--params N]\n"
-          "                         [--heads N] [--head-dim N] [--hbm SIZE] [--json]\n",
+          "                         [--heads N] [--head-dim N] [--hbm SIZE] [--threads N]\n"
+          "                         [--in-place N] [--json]\n",
           out);
 }
 
@@ -408,6 +437,7 @@ parse(struct options *o, int argc, char **argv)
     static const struct option longs[] = {
         {"text", 1, NULL, 't'},   {"tokenizer", 1, NULL, 'T'}, {"device", 1, NULL, 'd'},
         {"params", 1, NULL, 'P'}, {"heads", 1, NULL, 'H'},     {"head-dim", 1, NULL, 'D'},
+        {"threads", 1, NULL, 'n'}, {"in-place", 1, NULL, 'i'},
         {"hbm", 1, NULL, 'b'},    {"json", 0, NULL, 'j'},      {"help", 0, NULL, 'h'},
         {0}};
     struct err err = ERR_INIT;
@@ -435,6 +465,12 @@ parse(struct options *o, int argc, char **argv)
         case 'b':
             if (byte_size_parse(optarg, &o->hbm_bytes, &err) < 0)
                 bench_fail("--hbm", &err);
+            break;
+        case 'n':
+            o->threads = bench_number(optarg, 0, 256);
+            break;
+        case 'i':
+            o->in_place = bench_number(optarg, 0, 1 << 20);
             break;
         case 'j':
             o->json = true;
@@ -492,10 +528,10 @@ bench_rows(int argc, char **argv)
     if (!o.json)
         printf("%s; table %.2f GB, %d heads of %d for each of %d orders; single rows: the kernel's "
                "own time, keys on the device; ours: from the keys on the host\n%-26s %7s %9s %9s "
-               "%14s %8s %8s\n",
+               "%9s %9s %14s %8s %8s\n",
                bench_device_text(b.device), (double)b.table.size_bytes * 1e-9, o.heads, o.head_dim,
-               b.shape.engram.max_order - 1, "placement", "in hbm", "us at 64", "us at 512",
-               "rows/s at 8192", "times", "GB/s");
+               b.shape.engram.max_order - 1, "placement", "in hbm", "us at 64", "us at 512", "host 64",
+               "host 512", "rows/s at 8192", "times", "GB/s");
     run_single(&b, single);
     run(&b, "rows in place, no tiers", 0, false, false, single);
     run(&b, "host", 0, true, false, single);

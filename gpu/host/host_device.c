@@ -205,6 +205,11 @@ host_device_open(struct device **ret_device, const struct host_device_options *o
     if (!host)
         return err_set(err, ENOMEM, "no memory for the CPU backend");
     host->device.ops = &host_ops;
+    if (options->round_activations) {
+        host->ops = host_ops;
+        host_round_activations(&host->ops);
+        host->device.ops = &host->ops;
+    }
     host->kernels = kernels;
     host_memory_init(&host->memory);
     int result = pool_new(&host->pool, options->n_threads, err);

@@ -10,6 +10,9 @@
 struct host_device_options {
     int n_threads;   /* 0: one per CPU */
     const char *isa; /* "auto", "avx512", "avx2", "portable" */
+    /* For tests: matrices are BF16, and every activation that gpu/cuda would keep as BF16 is
+     * rounded to it (rounding.c). What such a device's results should be compared with. */
+    bool round_activations;
 };
 
 /* -EINVAL: an instruction set this CPU lacks, named in err. */

@@ -38,6 +38,7 @@ struct host_scratch {
 
 struct host_device {
     struct device device; /* first: a struct device is cast back */
+    struct device_ops ops; /* of a device that rounds its activations */
     const struct host_kernels *kernels;
     struct pool *pool;
     int n_threads;
@@ -98,6 +99,8 @@ int host_engram_fuse(struct device *, void *x, const void *key, const void *valu
                      int hidden, const struct batch *, struct stream *);
 int host_engram_keep(struct device *, float *state, const float *u, const struct engram_shape *,
                      int hidden, const struct batch *, struct stream *);
+/* Replaces the operations whose results a BF16 device rounds. */
+void host_round_activations(struct device_ops *ops);
 int host_sample(struct device *, const float *logits, float *scratch, int vocab,
                 const struct sample_params *params, int n, struct sample_result *results,
                 struct stream *);

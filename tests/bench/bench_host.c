@@ -303,7 +303,7 @@ main(int argc, char **argv)
         fprintf(stderr, "usage: bench_host [key=value ...] (see the head of bench_host.c)\n");
         return 64;
     }
-    struct host_device_options options = {b.threads, b.isa};
+    struct host_device_options options = {.n_threads = b.threads, .isa = b.isa};
     if (host_device_open(&b.device, &options, &err) < 0 || load(&b, &err) < 0) {
         fprintf(stderr, "%s\n", err.text);
         return 1;

@@ -1,8 +1,9 @@
 /* The forward pass against logits captured from PyTorch and transformers (tests/golden/README.md),
- * on every instruction set this machine has: as one prefill, token by token, in chunks, and mixed
- * with other sequences. The error of a position is the largest |difference| over the largest
- * |reference| of that position; the promise is 1e-3, the checks ask for 5e-5. For Engram models
- * also the layer alone. One thread or several, alone or beside neighbours: the same bits. */
+ * on every instruction set this machine has, and on a GPU: as one prefill, token by token, in
+ * chunks, and mixed with other sequences. The error of a position is the largest |difference| over
+ * the largest |reference| of that position; the promise is 1e-3, the checks ask for 5e-5; where
+ * activations are BF16, for what BOUND_BF16 says. For Engram models also the layer alone.
+ * One thread or several, alone or beside neighbours: the same bits. */
 #include <limits.h>
 #include <math.h>
 #include <setjmp.h>
@@ -23,7 +24,42 @@
 #include "model/tensor_plan.h"
 
 enum { MAX_TOKENS = 256, PAGE_TOKENS = 16, PAGES_EACH = MAX_TOKENS / PAGE_TOKENS, MAX_SEQS = 4 };
-static const char *const isas[] = {"portable", "avx2", "avx512", "cuda"};
+static const char *const isas[] = {"portable", "avx2", "avx512"};
+
+/* What check_model runs. What comes after ROUNDED is compared with it too. */
+enum { PORTABLE, AVX2, AVX512, ROUNDED, ROUNDED_PORTABLE, CUDA, N_KINDS };
+static const struct kind {
+    const char *name, *isa; /* no isa: a GPU */
+    bool rounded;           /* host_device_options.round_activations */
+} kinds[N_KINDS] = {
+    [PORTABLE] = {"portable", "portable", false},
+    [AVX2] = {"avx2", "avx2", false},
+    [AVX512] = {"avx512", "avx512", false},
+    [ROUNDED] = {"rounded", "auto", true},
+    [ROUNDED_PORTABLE] = {"rounded, portable", "portable", true},
+    [CUDA] = {"cuda", NULL, true},
+};
+
+/* Bounds of the error of a position.
+ *
+ * A GPU keeps activations as BF16, and what that costs against a float32 reference is a property of
+ * the model, not of the code: 1e-2 to 9e-2 here. A bound on it that all models meet says nothing
+ * about most of them. So a GPU is compared with the CPU backend that rounds where a GPU does.
+ * Between these two, what is left is
+ *   - sums in another order: a value close to the middle of two BF16 falls to the other side, up to
+ *     6e-3 here, which "rounded, portable" against "rounded" shows on any machine;
+ *   - products of one or two rows, whose gate and up projections a GPU does not round: 1.5e-2;
+ *   - biased Engram projections of more rows, rounded before the bias and after it: 1.9e-2.
+ * (The last two measured by doing the same to the rounded CPU; both together 1.8e-2.) To round one
+ * place more, between head norm and rotation, is up to 6e-2 already. Faults tried the same way, and
+ * the least that a model showed: norms with an epsilon of 1e-3 2.9e-2, bits cut off instead of
+ * rounded 3.6e-2; from float32, q and k turned by the next position's angles 0.25, an Engram key
+ * without its bias 0.4.
+ * From the float32 reference a GPU may then be as far as the rounded CPU is, and half as much
+ * again: which values fall to which side is chance. */
+static const double BOUND_F32 = 5e-5, BOUND_BF16 = 2.5e-2;
+static const double BOUND_ROUNDING = 0.12; /* of the rounded CPU from float32 */
+static const double FLOAT32_FACTOR = 1.5, FLOAT32_MORE = 1e-2;
 
 struct golden {
     const char *name;
@@ -196,15 +232,16 @@ bundle_bytes(const struct golden *g)
     return (size_t)g->n * (size_t)(e->max_order - 1) * (size_t)engram_bundle_bytes(e);
 }
 
-/* "cuda": the GPU that ENGRAMD_TEST_DEVICE asks for, through the plugin. */
+/* A GPU: the one that ENGRAMD_TEST_DEVICE asks for, through the plugin. */
 static int
-open_device(struct device **ret_device, const char *isa, int n_threads)
+open_device(struct device **ret_device, const struct kind *kind, int n_threads)
 {
     const char *asked = getenv("ENGRAMD_TEST_DEVICE");
-    struct host_device_options options = {n_threads, isa};
+    struct host_device_options options = {
+        .n_threads = n_threads, .isa = kind->isa, .round_activations = kind->rounded};
     struct err err = ERR_INIT;
 
-    if (strcmp(isa, "cuda") != 0)
+    if (kind->isa)
         return host_device_open(ret_device, &options, &err);
     if (asked == NULL)
         return -ENODEV;
@@ -213,15 +250,8 @@ open_device(struct device **ret_device, const char *isa, int n_threads)
     return 0;
 }
 
-/* BF16 weights and activations with F32 sums, against a reference in F32. */
-static double
-tolerance_of(const char *isa)
-{
-    return strcmp(isa, "cuda") == 0 ? 6e-2 : 5e-5;
-}
-
 static struct rig *
-rig_open(const struct golden *g, const char *isa, int n_threads)
+rig_open(const struct golden *g, const struct kind *kind, int n_threads)
 {
     struct forward_limits limits = {.max_rows = MAX_TOKENS * 2,
                                     .max_sequences = MAX_SEQS,
@@ -232,7 +262,7 @@ rig_open(const struct golden *g, const char *isa, int n_threads)
     struct err err = ERR_INIT;
     struct device *device;
 
-    if (open_device(&device, isa, n_threads) < 0)
+    if (open_device(&device, kind, n_threads) < 0)
         return NULL;
     /* What the device reads by itself is in memory it shares. */
     struct rig *rig = device->ops->alloc_shared(device, sizeof *rig);
@@ -324,27 +354,112 @@ step(struct rig *rig, const struct piece *pieces, int n_pieces, int n_decode, fl
         fail_msg("%s", err.text);
 }
 
-/* Worst error of the positions that have a reference; logits [n, vocab] from position 0. */
-static double
-worst_error(const struct golden *g, const float *logits, const char *isa, const char *how)
+struct reference {
+    const char *name;
+    const float *logits;      /* [n, vocab] */
+    const int64_t *positions; /* [n] */
+    int n;
+    double bound;
+};
+
+struct error {
+    double off;
+    int position;
+};
+
+/* The worst of the positions that have a reference; have [tokens, vocab] from position 0. */
+static struct error
+worst_error(const struct golden *g, const float *have, const struct reference *ref)
 {
     int vocab = g->config.shape.vocab;
-    double worst = 0;
+    struct error worst = {0, -1};
 
-    for (int i = 0; i < g->n_logits; i++) {
-        const float *have = logits + g->positions[i] * vocab, *want = g->logits + i * vocab;
+    for (int i = 0; i < ref->n; i++) {
+        const float *got = have + ref->positions[i] * vocab, *want = ref->logits + i * vocab;
         double most = 0, off = 0;
         for (int v = 0; v < vocab; v++) {
-            double d = fabs((double)have[v] - (double)want[v]);
+            double d = fabs((double)got[v] - (double)want[v]);
             most = fmax(most, fabs((double)want[v]));
             off = d <= off ? off : d; /* NaN gets in and stays */
         }
-        if (!(off / most <= tolerance_of(isa)))
-            fail_msg("%s, %s, %s: position %d is off by %g", g->name, isa, how,
-                     (int)g->positions[i], off / most);
-        worst = fmax(worst, off / most);
+        if (!isnan(worst.off) && !(off / most <= worst.off))
+            worst = (struct error){off / most, (int)ref->positions[i]};
     }
     return worst;
+}
+
+/* The ways a sequence comes to its logits. */
+enum { PREFILL, DECODE, CHUNKS, MIXED, N_WAYS };
+static const char *const ways[N_WAYS] = {"one prefill", "decode", "chunks", "beside others"};
+
+/* logits [tokens, vocab] of the golden sequence. mixed: room for twice that, and a row. */
+static void
+run_way(struct rig *rig, int way, float *logits, float *mixed)
+{
+    static const int sizes[] = {7, 1, 16, 3, 33, 2};
+    size_t vocab = (size_t)rig->g->config.shape.vocab;
+    int n = rig->g->n, half = n / 2;
+
+    if (way == PREFILL)
+        step(rig, &(struct piece){0, 0, n, false}, 1, 0, logits);
+    for (int t = 0; way == DECODE && t < n; t++)
+        step(rig, &(struct piece){1, t, 1, false}, 1, 1, logits + (size_t)t * vocab);
+    for (int t = 0, c = 0; way == CHUNKS && t < n; c++) {
+        int rows = sizes[c % 6] < n - t ? sizes[c % 6] : n - t;
+        step(rig, &(struct piece){2, t, rows, false}, 1, 0, logits + (size_t)t * vocab);
+        t += rows;
+    }
+    if (way != MIXED)
+        return;
+    /* Beside: a decoding sequence, itself behind by half, and one without Engram. */
+    step(rig, (struct piece[]){{3, 0, half, true}, {0, 0, half, false}}, 2, 0, mixed);
+    memcpy(logits, mixed + (size_t)half * vocab, (size_t)half * vocab * sizeof *logits);
+    for (int t = half; t < n; t++) {
+        step(rig, (struct piece[]){{3, t, 1, true}, {0, t, 1, false}, {1, 0, t - half + 1, false}},
+             3, 2, mixed);
+        memcpy(logits + (size_t)t * vocab, mixed + vocab, vocab * sizeof *logits);
+    }
+}
+
+static void
+print_errors(const struct golden *g, const struct kind *kind, const struct reference *ref,
+             const struct error *of_way)
+{
+    char title[64];
+
+    (void)snprintf(title, sizeof title, "%s from %s", kind->name, ref->name);
+    print_message("%-11s %-31s prefill %.1e  decode %.1e  chunks %.1e  mixed %.1e\n", g->name,
+                  title, of_way[PREFILL].off, of_way[DECODE].off, of_way[CHUNKS].off,
+                  of_way[MIXED].off);
+}
+
+static void
+check_errors(const struct golden *g, const struct kind *kind, const struct reference *ref,
+             const struct error *of_way)
+{
+    for (int way = 0; way < N_WAYS; way++)
+        if (!(of_way[way].off <= ref->bound))
+            fail_msg("%s, %s, %s: position %d is off by %g from %s, bound %g", g->name, kind->name,
+                     ways[way], of_way[way].position, of_way[way].off, ref->name, ref->bound);
+}
+
+/* whole: what one prefill gave. Threads and neighbours change no bit of it. */
+static void
+check_bits(const struct golden *g, const struct kind *kind, const float *whole, float *have,
+           float *mixed)
+{
+    size_t vocab = (size_t)g->config.shape.vocab, size = (size_t)g->n * vocab * sizeof(float);
+
+    for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
+        struct rig *rig = rig_open(g, kind, n_threads);
+        assert_non_null(rig);
+        step(rig, &(struct piece){0, 0, g->n, false}, 1, 0, have);
+        assert_memory_equal(whole, have, size);
+        step(rig, (struct piece[]){{3, 0, g->n, true}, {0, 0, g->n, false}}, 2, 0, mixed);
+        if (kind->isa) /* on a GPU, the bits belong to a batch's shape */
+            assert_memory_equal(whole, mixed + (size_t)g->n * vocab, size);
+        rig_close(rig);
+    }
 }
 
 static void
@@ -352,61 +467,54 @@ check_model(const char *name)
 {
     struct golden g;
     golden_open(&g, name);
-    int n = g.n;
-    size_t vocab = (size_t)g.config.shape.vocab, size = (size_t)n * vocab * sizeof(float);
+    size_t vocab = (size_t)g.config.shape.vocab, size = (size_t)g.n * vocab * sizeof(float);
     float *whole = malloc(size), *have = malloc(size), *mixed = malloc(2 * size + vocab * 4);
-    assert_true(whole && have && mixed);
-    for (int i = 0; i < 4; i++) {
-        struct rig *rig = rig_open(&g, isas[i], 2);
-        bool cuda = strcmp(isas[i], "cuda") == 0;
+    float *rounded = malloc(size);
+    int64_t all[MAX_TOKENS];
+    assert_true(whole && have && mixed && rounded);
+    for (int t = 0; t < g.n; t++)
+        all[t] = t;
+    struct reference float32 = {"float32", g.logits, g.positions, g.n_logits, BOUND_F32};
+    struct reference bf16 = {"rounded", rounded, all, g.n, BOUND_BF16};
+    for (int k = 0; k < N_KINDS; k++) {
+        const struct kind *kind = &kinds[k];
+        struct error off[N_WAYS], off_rounded[N_WAYS] = {{0, 0}};
+        struct rig *rig = rig_open(&g, kind, 2);
         if (!rig) {
-            print_message("%s: not on this machine\n", isas[i]);
+            print_message("%s: not on this machine\n", kind->name);
             continue;
         }
-        step(rig, &(struct piece){0, 0, n, false}, 1, 0, whole);
-        double prefill = worst_error(&g, whole, isas[i], "one prefill");
-        for (int t = 0; t < n; t++)
-            step(rig, &(struct piece){1, t, 1, false}, 1, 1, have + (size_t)t * vocab);
-        double decode = worst_error(&g, have, isas[i], "decode");
-        bool blas = strcmp(isas[i], "portable") == 0;
-        if (!blas &&
-            !cuda) /* the vector kernels promise more: no cut of a sequence changes a bit */
-            assert_memory_equal(whole, have, size);
-        static const int sizes[] = {7, 1, 16, 3, 33, 2};
-        for (int t = 0, c = 0; t < n; c++) {
-            int rows = sizes[c % 6] < n - t ? sizes[c % 6] : n - t;
-            step(rig, &(struct piece){2, t, rows, false}, 1, 0, have + (size_t)t * vocab);
-            t += rows;
+        if (k == ROUNDED)
+            float32.bound = BOUND_ROUNDING;
+        for (int way = 0; way < N_WAYS; way++) {
+            float *logits = way == PREFILL ? whole : have;
+            run_way(rig, way, logits, mixed);
+            off[way] = worst_error(&g, logits, &float32);
+            if (k == ROUNDED && way == PREFILL)
+                memcpy(rounded, whole, size);
+            if (k > ROUNDED)
+                off_rounded[way] = worst_error(&g, logits, &bf16);
+            /* The vector kernels promise more: no cut of a sequence changes a bit. */
+            if (kind->isa && strcmp(host_device_isa(rig->device), "portable") != 0)
+                assert_memory_equal(whole, logits, size);
         }
-        double chunks = worst_error(&g, have, isas[i], "chunks");
-        /* Beside: a decoding sequence, itself behind by half, and one without Engram. */
-        int half = n / 2;
-        step(rig, (struct piece[]){{3, 0, half, true}, {0, 0, half, false}}, 2, 0, mixed);
-        memcpy(have, mixed + (size_t)half * vocab, (size_t)half * vocab * sizeof *have);
-        for (int t = half; t < n; t++) {
-            step(rig,
-                 (struct piece[]){{3, t, 1, true}, {0, t, 1, false}, {1, 0, t - half + 1, false}},
-                 3, 2, mixed);
-            memcpy(have + (size_t)t * vocab, mixed + vocab, vocab * sizeof *have);
-        }
-        double beside = worst_error(&g, have, isas[i], "beside others");
-        print_message("%-12s %-8s prefill %.1e  decode %.1e  chunks %.1e  mixed %.1e\n", name,
-                      isas[i], prefill, decode, chunks, beside);
         rig_close(rig);
-        for (int n_threads = 1; n_threads <= 3; n_threads += 2) {
-            rig = rig_open(&g, isas[i], n_threads);
-            assert_non_null(rig);
-            step(rig, &(struct piece){0, 0, n, false}, 1, 0, have);
-            assert_memory_equal(whole, have, size);
-            step(rig, (struct piece[]){{3, 0, n, true}, {0, 0, n, false}}, 2, 0, mixed);
-            if (!cuda) /* there, the bits belong to a batch's shape */
-                assert_memory_equal(whole, mixed + (size_t)n * vocab, size);
-            rig_close(rig);
+        print_errors(&g, kind, &float32, off);
+        if (k > ROUNDED) {
+            print_errors(&g, kind, &bf16, off_rounded);
+            check_errors(&g, kind, &bf16, off_rounded);
         }
+        check_errors(&g, kind, &float32, off);
+        if (k == ROUNDED) {
+            assert_true(off[PREFILL].off > 20 * BOUND_F32); /* it does round */
+            float32.bound = FLOAT32_FACTOR * off[PREFILL].off + FLOAT32_MORE;
+        }
+        check_bits(&g, kind, whole, have, mixed);
     }
     free(whole);
     free(have);
     free(mixed);
+    free(rounded);
     golden_close(&g);
 }
 
@@ -424,7 +532,7 @@ check_module(const char *name)
         ROLE_ENGRAM_KEY,      ROLE_ENGRAM_KEY_BIAS,   ROLE_ENGRAM_VALUE,     ROLE_ENGRAM_VALUE_BIAS,
         ROLE_ENGRAM_KEY_NORM, ROLE_ENGRAM_QUERY_NORM, ROLE_ENGRAM_CONV_NORM, ROLE_ENGRAM_CONV};
     for (int i = 0; i < 3 * e->n_layers; i++) {
-        struct host_device_options options = {2, isas[i % 3]};
+        struct host_device_options options = {.n_threads = 2, .isa = isas[i % 3]};
         struct device *dev;
         int table = i / 3, layer = e->table[table].layer;
         if (host_device_open(&dev, &options, NULL) < 0)

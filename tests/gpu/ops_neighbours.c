@@ -187,7 +187,7 @@ check_logits(struct ops_model *host, struct ops_model *cuda)
 void
 ops_neighbours(void)
 {
-    struct host_device_options options = {0, "auto"};
+    struct host_device_options options = {.n_threads = 0, .isa = "auto"};
     struct device *dev[SIDES];
     struct err err = ERR_INIT;
 

@@ -28,7 +28,7 @@ cleared(size_t n, size_t size)
 void
 rig_open(struct rig *rig, const struct model_shape *shape, const struct device_limits *limits)
 {
-    struct host_device_options options = {0, "auto"};
+    struct host_device_options options = {.n_threads = 0, .isa = "auto"};
     struct err err = ERR_INIT;
 
     memset(rig, 0, sizeof *rig);

@@ -142,7 +142,7 @@ check_shape(const struct shape *s, float scale, double tolerance)
     float *whole = array(n_out, sizeof *whole);
 
     for (int i = 0; i < 3 * 2; i++) {
-        struct host_device_options options = {1 + i % 2 * 2, isas[i / 2]};
+        struct host_device_options options = {.n_threads = 1 + i % 2 * 2, .isa = isas[i / 2]};
         struct device *dev;
         if (host_device_open(&dev, &options, NULL) < 0)
             continue;
@@ -197,7 +197,7 @@ a_context_of_thousands_of_tokens_matches(void **state)
 static void
 a_page_is_copied_with_all_layers(void **state)
 {
-    struct host_device_options options = {1, "auto"};
+    struct host_device_options options = {.n_threads = 1, .isa = "auto"};
     struct model_shape model = {.heads = 2, .kv_heads = 2, .head_dim = 4, .layers = 3};
     struct device *dev;
 

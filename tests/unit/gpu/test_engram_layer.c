@@ -27,7 +27,7 @@ noise(void)
 static struct device *
 open_device(int i)
 {
-    struct host_device_options options = {1 + i % 3, isas[i % 3]};
+    struct host_device_options options = {.n_threads = 1 + i % 3, .isa = isas[i % 3]};
     struct device *dev = NULL;
 
     (void)host_device_open(&dev, &options, NULL);

@@ -31,7 +31,7 @@ static bool
 rig_open(struct rig *rig, const struct model_fixture *m, const char *isa, int n_threads,
          enum dtype dtype)
 {
-    struct host_device_options options = {n_threads, isa};
+    struct host_device_options options = {.n_threads = n_threads, .isa = isa};
     struct forward_limits limits = {N, 8, 8, PAGES, PAGE, N, 0};
     struct err err = ERR_INIT;
 

@@ -35,7 +35,7 @@ struct rig {
 static void
 rig_open(struct rig *rig, enum fixture_kind kind)
 {
-    struct host_device_options options = {2, "auto"};
+    struct host_device_options options = {.n_threads = 2, .isa = "auto"};
     struct err err = ERR_INIT;
 
     fixture_make(&rig->m, kind, 3);
@@ -200,7 +200,7 @@ read_fails(void *arg, uint64_t offset_bytes, void *dst, size_t size_bytes, struc
 static void
 weights_are_checked_as_they_come(void **state)
 {
-    struct host_device_options options = {1, "auto"};
+    struct host_device_options options = {.n_threads = 1, .isa = "auto"};
     struct model_fixture m;
     struct device *device;
     struct forward *forward;
@@ -254,7 +254,7 @@ weights_are_checked_as_they_come(void **state)
 static void
 a_model_or_limits_out_of_bounds_are_refused(void **state)
 {
-    struct host_device_options options = {1, "auto"};
+    struct host_device_options options = {.n_threads = 1, .isa = "auto"};
     struct model_fixture m;
     struct device *device;
 

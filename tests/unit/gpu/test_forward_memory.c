@@ -97,7 +97,7 @@ struct rig {
 static void
 rig_open(struct rig *rig, enum fixture_kind kind)
 {
-    struct host_device_options options = {2, "auto"};
+    struct host_device_options options = {.n_threads = 2, .isa = "auto"};
     struct err err = ERR_INIT;
 
     fixture_make(&rig->m, kind, 3);
@@ -157,7 +157,7 @@ static void
 every_failed_allocation_is_reported_and_leaks_nothing(void **state)
 {
     for (int at = 0;; at++) {
-        struct host_device_options options = {2, "auto"};
+        struct host_device_options options = {.n_threads = 2, .isa = "auto"};
         struct model_fixture m;
         struct device *device = NULL;
         struct forward *forward = NULL;
@@ -196,7 +196,7 @@ every_failed_allocation_is_reported_and_leaks_nothing(void **state)
 static void
 weights_reach_a_device_the_host_cannot_write(void **state)
 {
-    struct host_device_options options = {2, "auto"};
+    struct host_device_options options = {.n_threads = 2, .isa = "auto"};
     static float want[N * 101], have[N * 101];
     struct rig rig, apart;
     struct err err = ERR_INIT;

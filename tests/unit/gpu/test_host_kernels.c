@@ -22,7 +22,7 @@ static const char *const isas[] = {"portable", "avx2", "avx512"};
 static const struct host_kernels *
 kernels_of(int i)
 {
-    struct host_device_options options = {1, isas[i]};
+    struct host_device_options options = {.n_threads = 1, .isa = isas[i]};
     struct device *dev;
 
     if (host_device_open(&dev, &options, NULL) < 0)
@@ -331,7 +331,7 @@ widening_keeps_every_bf16_value(void **state)
 static void
 an_unknown_instruction_set_is_refused_by_name(void **state)
 {
-    struct host_device_options options = {1, "mmx"};
+    struct host_device_options options = {.n_threads = 1, .isa = "mmx"};
     struct device *dev = NULL;
     struct err err = ERR_INIT;
 

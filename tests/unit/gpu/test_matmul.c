@@ -68,7 +68,7 @@ products_match_double_precision_grouped_and_accumulated(void **state)
 {
     fill();
     for (int i = 0; i < 3 * 2 * 3; i++) {
-        struct host_device_options options = {1 + i % 3, isas[i / 6]};
+        struct host_device_options options = {.n_threads = 1 + i % 3, .isa = isas[i / 6]};
         struct matmul_part parts[3];
         struct device *dev;
         if (host_device_open(&dev, &options, NULL) < 0)
@@ -107,7 +107,7 @@ threads_and_neighbours_change_no_bit_of_a_row(void **state)
         struct matmul_part parts[3];
         make_parts(parts, true);
         for (int n_threads = 1; n_threads <= 5; n_threads++) {
-            struct host_device_options options = {n_threads, isas[i]};
+            struct host_device_options options = {.n_threads = n_threads, .isa = isas[i]};
             struct device *dev;
             if (host_device_open(&dev, &options, NULL) < 0)
                 continue;
@@ -135,7 +135,7 @@ head_rows_are_picked_by_index_and_equal_a_decoded_row(void **state)
     static const int32_t row[] = {29, 0, 7, 7, 12};
     fill();
     for (int i = 0; i < 3; i++) {
-        struct host_device_options options = {2, isas[i]};
+        struct host_device_options options = {.n_threads = 2, .isa = isas[i]};
         struct matmul_part parts[3];
         struct device *dev;
         if (host_device_open(&dev, &options, NULL) < 0)

@@ -349,7 +349,7 @@ all_instruction_sets_choose_alike(void **state)
         int n = 0;
         fill(1, VOCAB, 1e-6);
         for (int i = 0; i < 3; i++) {
-            struct host_device_options options = {1, isas[i]};
+            struct host_device_options options = {.n_threads = 1, .isa = isas[i]};
             struct sample_params params = {
                 .temperature = 1, .top_p = 0.9f, .forced = -1, .draw = draw, .n_top = 5};
             struct device *other;
@@ -380,7 +380,7 @@ main(void)
         cmocka_unit_test(a_row_that_is_not_finite_or_all_banned_gives_no_token),
         cmocka_unit_test(all_instruction_sets_choose_alike),
     };
-    struct host_device_options options = {2, "auto"};
+    struct host_device_options options = {.n_threads = 2, .isa = "auto"};
 
     if (host_device_open(&dev, &options, NULL) < 0)
         return 1;

@@ -374,6 +374,27 @@ rows_that_are_skipped_cost_nothing(void **state)
 }
 
 static void
+a_full_hbm_takes_what_was_found_in_ram_twice(void **state)
+{
+    open_tiers(8192, 1 << 20); /* HBM for some 60 bundles */
+    uint64_t step = 1;
+    for (; step < 8; step++) {
+        rows(step * 1000, ROWS);
+        run_step(step, ROWS);
+    }
+    uint64_t before = stats_of(TIER_HBM, 2).promotions;
+    for (int turn = 0; turn < 4; turn++, step++) { /* read; found; found again; hot */
+        rows(50000, 4);
+        run_step(step, 4);
+        for (int i = 0; i < 4 * MAX_ORDERS; i++)
+            assert_int_equal(address[i].promote != NULL, turn == 2);
+    }
+    assert_int_equal(stats_of(TIER_HBM, 2).promotions, before + 4);
+    assert_int_equal(stats_of(TIER_HBM, 2).hits, 4);
+    close_tiers();
+}
+
+static void
 resident_rows_answer_without_a_read(void **state)
 {
     open_tiers_with_rows(0, 1 << 20, 1);
@@ -652,6 +673,7 @@ main(void)
         cmocka_unit_test(without_budgets_everything_passes_through_staging),
         cmocka_unit_test(steps_in_flight_share_what_is_staged_until_the_last_is_done),
         cmocka_unit_test(rows_that_are_skipped_cost_nothing),
+        cmocka_unit_test(a_full_hbm_takes_what_was_found_in_ram_twice),
         cmocka_unit_test(resident_rows_answer_without_a_read),
         cmocka_unit_test(some_resident_rows_save_some_reads_of_a_bundle),
         cmocka_unit_test(a_plan_is_read_ahead_and_its_use_is_counted),

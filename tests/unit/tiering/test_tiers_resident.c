@@ -175,7 +175,7 @@ static void
 few_bundles_in_host_memory_are_read_in_place(void **state)
 {
     for (int variant = 0; variant < 3; variant++) {
-        open_with(variant, false, 1 << 20, 0, 0);
+        open_with(variant, false, 1 << 20, 1 << 20, 0);
         rows(0, ROWS);
         run_step(1, ROWS);
         assert_int_equal(count_sources(BUNDLE_IN_PLACE, ROWS), ROWS * MAX_ORDERS);
