@@ -92,6 +92,26 @@ def test_n_choices_follow_their_prompt():
     assert greedy["usage"]["completion_tokens"] == 24
 
 
+def test_a_prompt_seen_before_is_cached_and_answered_alike():
+    prompt = (ids_of(STORY) * 40)[:300]
+    with Daemon({"engine.prefill_chunk": "64"}) as daemon:
+        fields = {"max_tokens": 12, "logprobs": 2, **GREEDY}
+        first, again = (daemon.complete(prompt, **fields) for _ in range(2))
+        assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 256
+        assert first["choices"] == again["choices"]
+        longer = daemon.complete(prompt[:130] + prompt[:40], n=2, **fields)
+        assert longer["usage"]["prompt_tokens_details"]["cached_tokens"] == 128
+        assert daemon.metric("prefix_cache_hit_tokens_total") == 256 + 128
+        off = daemon.complete(prompt, engram=False, **fields)
+        assert off["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    with Daemon({"engine.prefill_chunk": "64", "engine.prefix_cache": "false"}) as daemon:
+        for _ in range(2):
+            answer = daemon.complete(prompt, **fields)
+            assert answer["choices"] == first["choices"]
+            assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
 def test_max_tokens_is_16_by_default():
     for fields in [{}, {"max_tokens": None}]:
         answer = server().complete(STORY, **GREEDY, **fields)
