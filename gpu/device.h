@@ -9,10 +9,12 @@
  * row-major. Memory given out by alloc_shared is readable and
  * writable by the host and the device at one address: batches, addresses and results travel in it.
  *
- * Results for one row never depend on which other rows are in the batch: the reduction order of
- * every operation is a function of that row's own sequence alone (rows of one prefill segment may
- * share a blocked product, whose blocking depends on the segment's length alone). Thread: engine,
- * but for alloc/free/upload, which any thread may call before serving.              */
+ * Results for one row never depend on what other rows of the batch hold: the reduction order of every
+ * operation is a function of that row's own sequence, and, on a device whose libraries choose by size
+ * (cuda), of the number of rows of the step, which decode steps pad to a few numbers. The host: of the
+ * sequence alone (rows of one prefill segment may share a blocked product, whose blocking depends on
+ * the segment's length alone). Thread: engine, but for alloc/free/upload, which any thread may call
+ * before serving. */
 #ifndef GPU_DEVICE_H
 #define GPU_DEVICE_H
 
