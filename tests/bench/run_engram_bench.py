@@ -17,7 +17,7 @@ failed = 0
 
 
 def run(*words):
-    return subprocess.run([sys.argv[1], *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.run([str(pathlib.Path(sys.argv[1]).resolve()), *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=120, check=False)
 
 
