@@ -99,7 +99,10 @@ struct device_ops {
     int (*copy)(struct device *dev, void *dst, const void *src, size_t size_bytes, struct stream *);
     /* True: alloc returns memory the host can write, so a file is read straight into it. */
     bool host_addressable;
-    /* Takes what steps of this size need beside the forward pass's own buffers: -ENOMEM. Once. */
+    /* Takes what steps of this size need beside the forward pass's own buffers: -ENOMEM. Once. The
+     * other: how much device memory that is; NULL: none to speak of. */
+    size_t (*reserve_bytes)(const struct device *, const struct model_shape *,
+                            const struct device_limits *);
     int (*reserve)(struct device *, const struct model_shape *, const struct device_limits *);
     /* Fills device memory with values of mean 0 and this deviation, a function of seed and index:
      * random models, without a host copy. dtype BF16, F32 or F8_E4M3. Optional. */
