@@ -46,7 +46,7 @@ def main():
         by_place = {f["placement"]: f for f in found}
         check("text: shares of the tiers are where the table is",
               by_place["device"]["hbm"] == 100 and by_place["host"]["ram"] == 100 and
-              by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["none"]["hbm"] == 0, done)
+              by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["host"]["ram_gb"] > 0 and by_place["none"]["hbm"] == 0, done)
     for words, code, text in ((["decode", "--shape", "qwen9"], 1, "qwen9"), (["decode", "--batch", "0"], 64, "'0'"),
                               (["decode", "--device", "cuda:x", "--shape", "tiny"], 1, "cuda:x"), (["nothing"], 64, "Usage"),
                               (["text", *TEXT, "--place", "device,hbm=1GiB"], 1, "nothing to hold"),
