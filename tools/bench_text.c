@@ -265,7 +265,7 @@ print(const struct options *o, const struct placement_spec *spec, struct figures
                      "\"tokens_per_s\": %.1f, \"ratio\": %.4f, \"seconds\": %.2f, \"in\": %llu, "
                      "\"out\": %llu, \"ttft_p50_ms\": %.1f, \"ttft_p99_ms\": %.1f, "
                      "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
-                     "\"nvme\": %.2f, \"hbm_gb\": %.3f, \"ram_gb\": %.3f, \"nvme_gb\": %.3f, "
+                     "\"nvme\": %.2f, \"hbm_gb\": %.6f, \"ram_gb\": %.6f, \"nvme_gb\": %.6f, "
                      "\"limit_s\": %.3f, \"share\": %.4f, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
                      "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f}\n"
                    : "%-11s %-26s %9.1f %7.4f %7.2f %8llu %8llu %8.1f %8.1f %7.2f %7.2f %6.2f "
@@ -385,7 +385,7 @@ run(const struct options *o)
     struct err err = ERR_INIT;
     struct place_options po = {.shape = &shape,
                                .prefill_chunk = o->chunk,
-                               .max_queue = o->sequences,
+                               .max_queue = o->sequences > o->warm ? o->sequences : o->warm,
                                .table = &table,
                                .table_path = o->table_path,
                                .metrics = metrics_new()};

@@ -11,13 +11,13 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TEXT = ["--text", "tests/bench/prose.txt", "--tokenizer", "models/demo/tokenizer.json"]
-ENGRAM = ["--shape", "tiny", "--device", "cpu", "--params", "3e5", "--head-dim", "16", "--heads", "2", "--sequences", "6",
-          "--streams", "3", "--least", "5", "--most", "20", "--chunk", "32", "--kv", "8MiB", "--warm", "2"]
+ENGRAM = ["--shape", "tiny", "--device", "cpu", "--params", "3e5", "--head-dim", "16", "--heads", "2",
+          "--sequences", "6", "--streams", "3", "--least", "5", "--most", "20", "--chunk", "32", "--kv", "8MiB", "--warm", "2"]
 failed = 0
 
 
 def run(*words):
-    return subprocess.run([str(pathlib.Path(sys.argv[1]).resolve()), *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.run([str(pathlib.Path(sys.argv[1]).resolve()), *words], cwd=ROOT, capture_output=True, text=True,
                           timeout=120, check=False)
 
 
@@ -46,7 +46,8 @@ def main():
         by_place = {f["placement"]: f for f in found}
         check("text: shares of the tiers are where the table is",
               by_place["device"]["hbm"] == 100 and by_place["host"]["ram"] == 100 and
-              by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["host"]["ram_gb"] > 0 and by_place["none"]["hbm"] == 0, done)
+              by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["host"]["ram_gb"] > 0 and
+              by_place["none"]["hbm"] == 0, done)
     for words, code, text in ((["decode", "--shape", "qwen9"], 1, "qwen9"), (["decode", "--batch", "0"], 64, "'0'"),
                               (["decode", "--device", "cuda:x", "--shape", "tiny"], 1, "cuda:x"), (["nothing"], 64, "Usage"),
                               (["text", *TEXT, "--place", "device,hbm=1GiB"], 1, "nothing to hold"),
