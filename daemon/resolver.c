@@ -11,7 +11,8 @@
 #include "base/pool.h"
 #include "model/ngram_hash.h"
 
-enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE, MESSAGE_STOP };
+enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE,
+                    MESSAGE_TABLE, MESSAGE_STOP };
 
 /* How long behind the steps a prompt's planned reads may come. */
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
@@ -32,6 +33,7 @@ struct message {
     bool ok;                       /* DONE */
     uint64_t hbm_bytes, ram_bytes; /* RESIZE */
     struct flag *settled;          /* RESIZE: raised to 1 */
+    struct resolver_table table;   /* TABLE */
     int n_ids, next;               /* PREFETCH */
     int32_t *ids;                  /* PREFETCH: behind the message, in its memory */
 };
@@ -42,10 +44,15 @@ struct resolver {
     const int32_t *compressed; /* [vocab] */
     struct mailbox *mailbox;
     struct tiers *tiers;
-    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
     pthread_t thread;
     bool started;
+    pthread_mutex_t resident_lock;
+    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS]; /* under resident_lock */
     /* Resolver thread. */
+    struct leaving {
+        struct resolver_table table; /* done NULL: nobody waits */
+        uint64_t step;
+    } leaving[SHAPE_MAX_ENGRAM_LAYERS];
     struct message *plan; /* prompt being planned; later ones wait in plan_queue */
     struct message *plan_queue[64];
     int n_plans;
@@ -68,6 +75,7 @@ resolver_new(struct resolver **ret_resolver, const struct model_shape *shape,
         return err_set(err, ENOMEM, "no memory for the resolver");
     r->shape = shape;
     r->compressed = compressed;
+    (void)pthread_mutex_init(&r->resident_lock, NULL);
     r->mailbox = mailbox_new(MAILBOX_CAPACITY);
     r->plan_mix = calloc((size_t)PREFETCH_SLICE * SHAPE_MAX_ORDERS, sizeof *r->plan_mix);
     if (r->mailbox == NULL || r->plan_mix == NULL) {
@@ -155,6 +163,7 @@ resolve_rows(struct resolver *r, struct step_buffer *b, int first, int end)
             .step = b->step,
             .table = t,
             .n_rows = end - first,
+            .resident = b->forward.engram[t].weights,
             .mix = b->mix[t] + at,
             .address = b->address[t] + at,
             .failed = b->failed[t] + first,
@@ -276,6 +285,54 @@ patience_ns(const struct resolver *r)
     return UINT64_MAX;
 }
 
+/* Who takes a table away is told once no step reads it. */
+static void
+tell_leaving(struct resolver *r)
+{
+    for (int t = 0; t < r->shape->engram.n_layers; t++) {
+        struct leaving *l = &r->leaving[t];
+
+        if (l->table.done == NULL || !tiers_steps_over(r->tiers, l->step))
+            continue;
+        flag_raise(l->table.done, l->table.done_value);
+        l->table.done = NULL;
+    }
+}
+
+static void
+show_resident(struct resolver *r, int table, const struct tier_resident *resident)
+{
+    pthread_mutex_lock(&r->resident_lock);
+    r->resident[table] = *resident;
+    pthread_mutex_unlock(&r->resident_lock);
+}
+
+static void
+change_table(struct resolver *r, const struct resolver_table *change)
+{
+    const struct tier_resident none = {0};
+    int t = change->table;
+
+    switch (change->op) {
+    case RESOLVER_TABLE_RESERVE:
+        tiers_reserve_table(r->tiers, t, change->size_bytes);
+        break;
+    case RESOLVER_TABLE_SET:
+        (void)tiers_set_resident(r->tiers, t, &change->resident);
+        show_resident(r, t, &change->resident);
+        break;
+    case RESOLVER_TABLE_TAKE:
+        show_resident(r, t, &none);
+        r->leaving[t] = (struct leaving){*change, tiers_set_resident(r->tiers, t, &none)};
+        tell_leaving(r);
+        return;
+    case RESOLVER_TABLE_RELEASE:
+        tiers_release_table(r->tiers, t);
+        break;
+    }
+    flag_raise(change->done, change->done_value);
+}
+
 static void *
 resolver_main(void *arg)
 {
@@ -301,6 +358,7 @@ resolver_main(void *arg)
                 tiers_step_done(r->tiers, m->step);
             else
                 tiers_step_abort(r->tiers, m->step);
+            tell_leaving(r);
             break;
         case MESSAGE_PREFETCH:
             if (r->n_plans < (int)(sizeof r->plan_queue / sizeof *r->plan_queue))
@@ -320,6 +378,10 @@ resolver_main(void *arg)
             free(m);
             break;
         }
+        case MESSAGE_TABLE:
+            change_table(r, &m->table);
+            free(m);
+            break;
         case MESSAGE_STOP:
             return NULL;
         }
@@ -370,11 +432,12 @@ resolver_free(struct resolver *r)
         struct message *m;
 
         while ((m = mailbox_receive(r->mailbox, 0)) != NULL)
-            if (m->kind == MESSAGE_PREFETCH)
+            if (m->kind == MESSAGE_PREFETCH || m->kind == MESSAGE_TABLE)
                 free(m);
     }
     r->mailbox = mailbox_free(r->mailbox);
     free(r->plan_mix);
+    (void)pthread_mutex_destroy(&r->resident_lock);
     free(r);
     return NULL;
 }
@@ -453,10 +516,28 @@ resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
     return 0;
 }
 
-struct tier_resident
-resolver_resident(const struct resolver *r, int table)
+int
+resolver_change_table(struct resolver *r, const struct resolver_table *change)
 {
-    return r->resident[table];
+    struct message *m = calloc(1, sizeof *m);
+
+    if (m == NULL)
+        return -ENOMEM;
+    *m = (struct message){.kind = MESSAGE_TABLE, .table = *change};
+    if (mailbox_send(r->mailbox, m) < 0) {
+        free(m);
+        return -EAGAIN;
+    }
+    return 0;
+}
+
+struct tier_resident
+resolver_resident(struct resolver *r, int table)
+{
+    pthread_mutex_lock(&r->resident_lock);
+    struct tier_resident resident = r->resident[table];
+    pthread_mutex_unlock(&r->resident_lock);
+    return resident;
 }
 
 void
