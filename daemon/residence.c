@@ -102,6 +102,9 @@ residence_new(struct residence **ret_residence, const struct residence_options *
     (void)pthread_mutex_init(&r->lock, NULL);
     (void)pthread_mutex_init(&r->resize_lock, NULL);
     r->options = *options;
+    if (r->options.piece_bytes == 0)
+        r->options.piece_bytes = RESIDENCE_PIECE_BYTES;
+    ASSERT(r->options.piece_bytes <= RESIDENCE_PIECE_BYTES);
     r->ram_bytes = options->ram_bytes;
     for (int t = 0; t < options->n_tables; t++)
         r->place[t].bytes =
@@ -175,16 +178,17 @@ wanted(const struct residence *r, int table)
 }
 
 static uint64_t
-pieces(uint64_t bytes)
+pieces(const struct residence *r, uint64_t bytes)
 {
-    return (bytes + RESIDENCE_PIECE_BYTES - 1) / RESIDENCE_PIECE_BYTES;
+    return (bytes + r->options.piece_bytes - 1) / r->options.piece_bytes;
 }
 
 static void
 read_pieces(struct residence *r)
 {
     const struct residence_table *table = &r->options.table[r->table];
-    uint64_t n_weights = pieces(table->weight_bytes), n = n_weights + pieces(table->scale_bytes);
+    uint64_t n_weights = pieces(r, table->weight_bytes),
+             n = n_weights + pieces(r, table->scale_bytes), most = r->options.piece_bytes;
     /* Without it reads take another way. */
     void *buffer = aligned_alloc(ALIGN, RESIDENCE_PIECE_BYTES + 2 * ALIGN);
     struct err err = ERR_INIT;
@@ -194,8 +198,8 @@ read_pieces(struct residence *r)
            (piece = atomic_fetch_add(&r->next, 1)) < n) {
         bool scales = piece >= n_weights;
         uint64_t whole = scales ? table->scale_bytes : table->weight_bytes;
-        uint64_t at = (piece - (scales ? n_weights : 0)) * RESIDENCE_PIECE_BYTES;
-        uint64_t size = whole - at < RESIDENCE_PIECE_BYTES ? whole - at : RESIDENCE_PIECE_BYTES;
+        uint64_t at = (piece - (scales ? n_weights : 0)) * most;
+        uint64_t size = whole - at < most ? whole - at : most;
         uint8_t *base = r->place[r->table].memory + (scales ? padded(table->weight_bytes) : 0);
         int status = r->options.source.read(r->options.source.arg, r->table, scales, at, base + at,
                                             (size_t)size, buffer, &err);

@@ -42,6 +42,7 @@ struct residence_options {
     struct residence_table table[SHAPE_MAX_ENGRAM_LAYERS];
     struct residence_source source;
     uint64_t ram_bytes; /* the budget of the RAM tier */
+    size_t piece_bytes; /* of a read; 0: RESIDENCE_PIECE_BYTES, which is the most */
     int n_threads;      /* that read; 0: as many as there are CPUs, at most RESIDENCE_THREADS */
 };
 

@@ -156,6 +156,7 @@ tiers_release_table(struct tiers *tiers, int table)
     reserve(tiers, table, 0);
     row_slice_leave_out(&tiers->slice, table, false);
     tiers_balance_ram(tiers);
+    row_slice_pump(&tiers->slice);
 }
 
 void
