@@ -32,7 +32,7 @@ struct message {
     uint64_t step;                 /* DONE */
     bool ok;                       /* DONE */
     uint64_t hbm_bytes, ram_bytes; /* RESIZE */
-    struct flag *settled;          /* RESIZE: raised to 1 */
+    uint64_t resize;               /* RESIZE: its number */
     struct resolver_table table;   /* TABLE */
     int n_ids, next;               /* PREFETCH */
     int32_t *ids;                  /* PREFETCH: behind the message, in its memory */
@@ -46,6 +46,11 @@ struct resolver {
     struct tiers *tiers;
     pthread_t thread;
     bool started;
+    /* Resizes are numbered in the order in which they are sent. Whoever raises a flag looks at it once
+     * more afterwards, so that it may not lie on the stack of whom it wakes. */
+    pthread_mutex_t resize_lock;
+    uint64_t n_resizes; /* under resize_lock */
+    struct flag resized;
     pthread_mutex_t resident_lock;
     struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS]; /* under resident_lock */
     /* Resolver thread. */
@@ -75,6 +80,7 @@ resolver_new(struct resolver **ret_resolver, const struct model_shape *shape,
         return err_set(err, ENOMEM, "no memory for the resolver");
     r->shape = shape;
     r->compressed = compressed;
+    (void)pthread_mutex_init(&r->resize_lock, NULL);
     (void)pthread_mutex_init(&r->resident_lock, NULL);
     r->mailbox = mailbox_new(MAILBOX_CAPACITY);
     r->plan_mix = calloc((size_t)PREFETCH_SLICE * SHAPE_MAX_ORDERS, sizeof *r->plan_mix);
@@ -374,7 +380,7 @@ resolver_main(void *arg)
                 r->tiers,
                 m->hbm_bytes == UINT64_MAX ? now.tier[TIER_HBM].budget_bytes : m->hbm_bytes,
                 m->ram_bytes == UINT64_MAX ? now.tier[TIER_RAM].budget_bytes : m->ram_bytes);
-            flag_raise(m->settled, 1);
+            flag_raise(&r->resized, m->resize);
             free(m);
             break;
         }
@@ -432,11 +438,13 @@ resolver_free(struct resolver *r)
         struct message *m;
 
         while ((m = mailbox_receive(r->mailbox, 0)) != NULL)
-            if (m->kind == MESSAGE_PREFETCH || m->kind == MESSAGE_TABLE)
+            if (m->kind == MESSAGE_PREFETCH || m->kind == MESSAGE_TABLE ||
+                m->kind == MESSAGE_RESIZE)
                 free(m);
     }
     r->mailbox = mailbox_free(r->mailbox);
     free(r->plan_mix);
+    (void)pthread_mutex_destroy(&r->resize_lock);
     (void)pthread_mutex_destroy(&r->resident_lock);
     free(r);
     return NULL;
@@ -499,20 +507,23 @@ resolver_prefetch(struct resolver *r, const int32_t *ids, int n_ids)
 int
 resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
 {
-    struct flag settled = {0};
     struct message *m = calloc(1, sizeof *m);
 
     if (m == NULL)
         return -ENOMEM;
     *m = (struct message){.kind = MESSAGE_RESIZE,
                           .hbm_bytes = hbm_bytes,
-                          .ram_bytes = ram_bytes,
-                          .settled = &settled};
-    if (mailbox_send(r->mailbox, m) < 0) {
+                          .ram_bytes = ram_bytes};
+    pthread_mutex_lock(&r->resize_lock);
+    uint64_t number = m->resize = r->n_resizes + 1;
+    bool sent = mailbox_send(r->mailbox, m) >= 0;
+    r->n_resizes += sent;
+    pthread_mutex_unlock(&r->resize_lock);
+    if (!sent) {
         free(m);
         return -EAGAIN;
     }
-    (void)flag_wait(&settled, 1, 0, UINT64_MAX);
+    (void)flag_wait(&r->resized, number, 0, UINT64_MAX);
     return 0;
 }
 
