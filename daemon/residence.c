@@ -38,8 +38,8 @@ struct residence {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* on CLOCK_MONOTONIC: want, stop, held, n_running */
     _Atomic bool stop;
-    uint64_t ram_bytes;       /* under lock */
-    _Atomic uint64_t held;    /* bytes of memory; written under lock */
+    uint64_t ram_bytes;    /* under lock */
+    _Atomic uint64_t held; /* bytes of memory; written under lock */
     struct place place[SHAPE_MAX_ENGRAM_LAYERS];
     struct flag answer; /* of the resolver; its thread raises it */
     uint64_t asked;
@@ -355,9 +355,8 @@ bring(struct residence *r, int table)
     char text[2][32];
 
     if (!p->reserved) {
-        if (!change(r, (struct resolver_table){.op = RESOLVER_TABLE_RESERVE,
-                                               .table = table,
-                                               .size_bytes = p->bytes}))
+        if (!change(r, (struct resolver_table){
+                           .op = RESOLVER_TABLE_RESERVE, .table = table, .size_bytes = p->bytes}))
             return -ECANCELED;
         p->reserved = true;
     }
@@ -378,22 +377,22 @@ bring(struct residence *r, int table)
             log_warning("table %d stays on disk: %s", table, r->err.text);
         return status;
     }
-    if (!change(r, (struct resolver_table){
-                       .op = RESOLVER_TABLE_SET,
-                       .table = table,
-                       .resident = {.weights = p->memory,
-                                    .scales = size->scale_bytes
-                                                  ? p->memory + padded(size->weight_bytes)
-                                                  : NULL}}))
+    if (!change(
+            r, (struct resolver_table){
+                   .op = RESOLVER_TABLE_SET,
+                   .table = table,
+                   .resident = {.weights = p->memory,
+                                .scales = size->scale_bytes ? p->memory + padded(size->weight_bytes)
+                                                            : NULL}}))
         return -ECANCELED;
     p->resident = true;
 
     double seconds = (double)(clock_now_ns() - begin_ns) * 1e-9;
 
-    log_info("tables  table %d in memory: %s in %.1f s, %s/s", table,
-             byte_size_format(p->bytes, text[0], sizeof text[0]), seconds,
-             byte_size_format((uint64_t)((double)p->bytes / (seconds + 1e-9)), text[1],
-                              sizeof text[1]));
+    log_info(
+        "tables  table %d in memory: %s in %.1f s, %s/s", table,
+        byte_size_format(p->bytes, text[0], sizeof text[0]), seconds,
+        byte_size_format((uint64_t)((double)p->bytes / (seconds + 1e-9)), text[1], sizeof text[1]));
     return 0;
 }
 

@@ -11,8 +11,14 @@
 #include "base/pool.h"
 #include "model/ngram_hash.h"
 
-enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE,
-                    MESSAGE_TABLE, MESSAGE_STOP };
+enum message_kind {
+    MESSAGE_STEP,
+    MESSAGE_DONE,
+    MESSAGE_PREFETCH,
+    MESSAGE_RESIZE,
+    MESSAGE_TABLE,
+    MESSAGE_STOP
+};
 
 /* How long behind the steps a prompt's planned reads may come. */
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
@@ -511,9 +517,7 @@ resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
 
     if (m == NULL)
         return -ENOMEM;
-    *m = (struct message){.kind = MESSAGE_RESIZE,
-                          .hbm_bytes = hbm_bytes,
-                          .ram_bytes = ram_bytes};
+    *m = (struct message){.kind = MESSAGE_RESIZE, .hbm_bytes = hbm_bytes, .ram_bytes = ram_bytes};
     pthread_mutex_lock(&r->resize_lock);
     uint64_t number = m->resize = r->n_resizes + 1;
     bool sent = mailbox_send(r->mailbox, m) >= 0;

@@ -48,7 +48,12 @@ struct tier_resident resolver_resident(struct resolver *resolver, int table);
  * two messages, and then `done`, which must live until then or until resolver_stop, is raised. TAKE
  * is over once no step reads the table any more. */
 struct resolver_table {
-    enum { RESOLVER_TABLE_RESERVE, RESOLVER_TABLE_SET, RESOLVER_TABLE_TAKE, RESOLVER_TABLE_RELEASE } op;
+    enum {
+        RESOLVER_TABLE_RESERVE,
+        RESOLVER_TABLE_SET,
+        RESOLVER_TABLE_TAKE,
+        RESOLVER_TABLE_RELEASE
+    } op;
     int table;
     uint64_t size_bytes;           /* RESERVE */
     struct tier_resident resident; /* SET */

@@ -16,7 +16,8 @@ struct table_reader;
 /* checkpoint: borrowed. */
 int table_reader_new(struct table_reader **ret_reader, const struct checkpoint *checkpoint,
                      bool direct, struct err *err);
-struct table_reader *table_reader_free(struct table_reader *reader); /* accepts NULL, returns NULL */
+struct table_reader *table_reader_free(
+    struct table_reader *reader); /* accepts NULL, returns NULL */
 /* size_bytes of the tensor, TABLE_READER_PIECE_BYTES at most. buffer: NULL, or
  * TABLE_READER_PIECE_BYTES + 2 * TABLE_READER_ALIGN bytes, aligned to TABLE_READER_ALIGN. */
 int table_reader_read(struct table_reader *reader, const struct tensor *tensor,

@@ -38,9 +38,8 @@ row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
     slice->n_tables = engram->n_layers;
     slice->has_scales = scale_bytes > 0;
     for (int t = 0; t < engram->n_layers && scale_bytes; t++)
-        slice->scale_region[t] =
-            add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
-                       (uint64_t)engram->table[t].rows, scale_bytes);
+        slice->scale_region[t] = add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
+                                            (uint64_t)engram->table[t].rows, scale_bytes);
     for (int t = 0; t < engram->n_layers; t++)
         slice->weight_region[t] =
             add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,

@@ -512,8 +512,7 @@ tiers_balance_ram(struct tiers *tiers)
 {
     struct row_slice *slice = &tiers->slice;
     uint64_t reserved = atomic_load_explicit(&tiers->reserved_shown, memory_order_relaxed);
-    uint64_t total =
-        tiers->ram_budget_bytes > reserved ? tiers->ram_budget_bytes - reserved : 0;
+    uint64_t total = tiers->ram_budget_bytes > reserved ? tiers->ram_budget_bytes - reserved : 0;
     uint64_t wanted = (uint64_t)((double)total * tiers->options.row_share);
     if (wanted > total)
         wanted = total; /* rounded up */

@@ -202,8 +202,8 @@ struct tiers_stats {
         uint64_t budget_bytes, used_bytes;
         struct tier_set_stats set[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS];
     } tier[TIER_COUNT];
-    uint64_t staging_bytes; /* memory of the staging area */
-    uint64_t slice_bytes;   /* of the RAM store's used_bytes: resident rows */
+    uint64_t staging_bytes;  /* memory of the staging area */
+    uint64_t slice_bytes;    /* of the RAM store's used_bytes: resident rows */
     uint64_t reserved_bytes; /* of the RAM budget: for whole tables; not in used_bytes */
     uint64_t prefetched, prefetch_used, prefetch_late; /* bundles */
     struct cold_counters nvme;

@@ -108,9 +108,9 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
         code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold,
                             &tiers->slice, demand, TIERS_PLANNED_FETCHES, err);
     if (code == 0)
-        code = resident_init(&tiers->resident, engram, options->resident,
-                             options->may_become_resident, options->max_step_rows,
-                             options->gather_threads, err);
+        code =
+            resident_init(&tiers->resident, engram, options->resident, options->may_become_resident,
+                          options->max_step_rows, options->gather_threads, err);
     if (code < 0) {
         (void)tiers_free(tiers);
         return code;
