@@ -59,6 +59,7 @@ CONF_INT(engine_default_max_tokens, "engine", "default_max_tokens", 16, 1, 10000
 CONF_SIZE(tier_hbm_size, "tier.hbm", "size", "1GiB", "0B", "16TiB", CONF_LIVE, "Device memory for hot bundles.")
 CONF_SIZE(tier_ram_size, "tier.ram", "size", "8GiB", "0B", "16TiB", CONF_LIVE, "Host memory for warm bundles, index included.")
 CONF_REAL(tier_ram_row_share, "tier.ram", "row_share", 0.9, 0, 1, CONF_RESTART, "Share of tier.ram.size that holds table rows, early layers first; the rest holds bundles of N-grams seen before.")
+CONF_BOOL(tier_ram_tables, "tier.ram", "tables", true, CONF_RESTART, "Load whole tables into tier.ram.size in the background, early layers first, as many as fit.")
 CONF_INT(tier_nvme_depth, "tier.nvme", "depth", 128, 1, 4096, CONF_RESTART, "Reads in flight at a time.")
 CONF_BOOL(tier_nvme_direct, "tier.nvme", "direct", true, CONF_RESTART, "O_DIRECT where the file system takes it.")
 CONF_INT(tier_nvme_retries, "tier.nvme", "retries", 2, 0, 100, CONF_RESTART, "Times a failed read is tried again before its requests fail.")

@@ -11,7 +11,14 @@
 #include "base/pool.h"
 #include "model/ngram_hash.h"
 
-enum message_kind { MESSAGE_STEP, MESSAGE_DONE, MESSAGE_PREFETCH, MESSAGE_RESIZE, MESSAGE_STOP };
+enum message_kind {
+    MESSAGE_STEP,
+    MESSAGE_DONE,
+    MESSAGE_PREFETCH,
+    MESSAGE_RESIZE,
+    MESSAGE_TABLE,
+    MESSAGE_STOP
+};
 
 /* How long behind the steps a prompt's planned reads may come. */
 static const uint64_t prefetch_slack_ns = 1000 * 1000 * 1000ull;
@@ -31,7 +38,8 @@ struct message {
     uint64_t step;                 /* DONE */
     bool ok;                       /* DONE */
     uint64_t hbm_bytes, ram_bytes; /* RESIZE */
-    struct flag *settled;          /* RESIZE: raised to 1 */
+    uint64_t resize;               /* RESIZE: its number */
+    struct resolver_table table;   /* TABLE */
     int n_ids, next;               /* PREFETCH */
     int32_t *ids;                  /* PREFETCH: behind the message, in its memory */
 };
@@ -42,10 +50,20 @@ struct resolver {
     const int32_t *compressed; /* [vocab] */
     struct mailbox *mailbox;
     struct tiers *tiers;
-    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
     pthread_t thread;
     bool started;
+    /* Resizes are numbered in the order in which they are sent. Whoever raises a flag looks at it once
+     * more afterwards, so that it may not lie on the stack of whom it wakes. */
+    pthread_mutex_t resize_lock;
+    uint64_t n_resizes; /* under resize_lock */
+    struct flag resized;
+    pthread_mutex_t resident_lock;
+    struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS]; /* under resident_lock */
     /* Resolver thread. */
+    struct leaving {
+        struct resolver_table table; /* done NULL: nobody waits */
+        uint64_t step;
+    } leaving[SHAPE_MAX_ENGRAM_LAYERS];
     struct message *plan; /* prompt being planned; later ones wait in plan_queue */
     struct message *plan_queue[64];
     int n_plans;
@@ -68,6 +86,8 @@ resolver_new(struct resolver **ret_resolver, const struct model_shape *shape,
         return err_set(err, ENOMEM, "no memory for the resolver");
     r->shape = shape;
     r->compressed = compressed;
+    (void)pthread_mutex_init(&r->resize_lock, NULL);
+    (void)pthread_mutex_init(&r->resident_lock, NULL);
     r->mailbox = mailbox_new(MAILBOX_CAPACITY);
     r->plan_mix = calloc((size_t)PREFETCH_SLICE * SHAPE_MAX_ORDERS, sizeof *r->plan_mix);
     if (r->mailbox == NULL || r->plan_mix == NULL) {
@@ -155,6 +175,7 @@ resolve_rows(struct resolver *r, struct step_buffer *b, int first, int end)
             .step = b->step,
             .table = t,
             .n_rows = end - first,
+            .resident = b->forward.engram[t].weights,
             .mix = b->mix[t] + at,
             .address = b->address[t] + at,
             .failed = b->failed[t] + first,
@@ -276,6 +297,54 @@ patience_ns(const struct resolver *r)
     return UINT64_MAX;
 }
 
+/* Who takes a table away is told once no step reads it. */
+static void
+tell_leaving(struct resolver *r)
+{
+    for (int t = 0; t < r->shape->engram.n_layers; t++) {
+        struct leaving *l = &r->leaving[t];
+
+        if (l->table.done == NULL || !tiers_steps_over(r->tiers, l->step))
+            continue;
+        flag_raise(l->table.done, l->table.done_value);
+        l->table.done = NULL;
+    }
+}
+
+static void
+show_resident(struct resolver *r, int table, const struct tier_resident *resident)
+{
+    pthread_mutex_lock(&r->resident_lock);
+    r->resident[table] = *resident;
+    pthread_mutex_unlock(&r->resident_lock);
+}
+
+static void
+change_table(struct resolver *r, const struct resolver_table *change)
+{
+    const struct tier_resident none = {0};
+    int t = change->table;
+
+    switch (change->op) {
+    case RESOLVER_TABLE_RESERVE:
+        tiers_reserve_table(r->tiers, t, change->size_bytes);
+        break;
+    case RESOLVER_TABLE_SET:
+        (void)tiers_set_resident(r->tiers, t, &change->resident);
+        show_resident(r, t, &change->resident);
+        break;
+    case RESOLVER_TABLE_TAKE:
+        show_resident(r, t, &none);
+        r->leaving[t] = (struct leaving){*change, tiers_set_resident(r->tiers, t, &none)};
+        tell_leaving(r);
+        return;
+    case RESOLVER_TABLE_RELEASE:
+        tiers_release_table(r->tiers, t);
+        break;
+    }
+    flag_raise(change->done, change->done_value);
+}
+
 static void *
 resolver_main(void *arg)
 {
@@ -301,6 +370,7 @@ resolver_main(void *arg)
                 tiers_step_done(r->tiers, m->step);
             else
                 tiers_step_abort(r->tiers, m->step);
+            tell_leaving(r);
             break;
         case MESSAGE_PREFETCH:
             if (r->n_plans < (int)(sizeof r->plan_queue / sizeof *r->plan_queue))
@@ -316,10 +386,14 @@ resolver_main(void *arg)
                 r->tiers,
                 m->hbm_bytes == UINT64_MAX ? now.tier[TIER_HBM].budget_bytes : m->hbm_bytes,
                 m->ram_bytes == UINT64_MAX ? now.tier[TIER_RAM].budget_bytes : m->ram_bytes);
-            flag_raise(m->settled, 1);
+            flag_raise(&r->resized, m->resize);
             free(m);
             break;
         }
+        case MESSAGE_TABLE:
+            change_table(r, &m->table);
+            free(m);
+            break;
         case MESSAGE_STOP:
             return NULL;
         }
@@ -370,11 +444,14 @@ resolver_free(struct resolver *r)
         struct message *m;
 
         while ((m = mailbox_receive(r->mailbox, 0)) != NULL)
-            if (m->kind == MESSAGE_PREFETCH)
+            if (m->kind == MESSAGE_PREFETCH || m->kind == MESSAGE_TABLE ||
+                m->kind == MESSAGE_RESIZE)
                 free(m);
     }
     r->mailbox = mailbox_free(r->mailbox);
     free(r->plan_mix);
+    (void)pthread_mutex_destroy(&r->resize_lock);
+    (void)pthread_mutex_destroy(&r->resident_lock);
     free(r);
     return NULL;
 }
@@ -436,27 +513,46 @@ resolver_prefetch(struct resolver *r, const int32_t *ids, int n_ids)
 int
 resolver_resize(struct resolver *r, uint64_t hbm_bytes, uint64_t ram_bytes)
 {
-    struct flag settled = {0};
     struct message *m = calloc(1, sizeof *m);
 
     if (m == NULL)
         return -ENOMEM;
-    *m = (struct message){.kind = MESSAGE_RESIZE,
-                          .hbm_bytes = hbm_bytes,
-                          .ram_bytes = ram_bytes,
-                          .settled = &settled};
+    *m = (struct message){.kind = MESSAGE_RESIZE, .hbm_bytes = hbm_bytes, .ram_bytes = ram_bytes};
+    pthread_mutex_lock(&r->resize_lock);
+    uint64_t number = m->resize = r->n_resizes + 1;
+    bool sent = mailbox_send(r->mailbox, m) >= 0;
+    r->n_resizes += sent;
+    pthread_mutex_unlock(&r->resize_lock);
+    if (!sent) {
+        free(m);
+        return -EAGAIN;
+    }
+    (void)flag_wait(&r->resized, number, 0, UINT64_MAX);
+    return 0;
+}
+
+int
+resolver_change_table(struct resolver *r, const struct resolver_table *change)
+{
+    struct message *m = calloc(1, sizeof *m);
+
+    if (m == NULL)
+        return -ENOMEM;
+    *m = (struct message){.kind = MESSAGE_TABLE, .table = *change};
     if (mailbox_send(r->mailbox, m) < 0) {
         free(m);
         return -EAGAIN;
     }
-    (void)flag_wait(&settled, 1, 0, UINT64_MAX);
     return 0;
 }
 
 struct tier_resident
-resolver_resident(const struct resolver *r, int table)
+resolver_resident(struct resolver *r, int table)
 {
-    return r->resident[table];
+    pthread_mutex_lock(&r->resident_lock);
+    struct tier_resident resident = r->resident[table];
+    pthread_mutex_unlock(&r->resident_lock);
+    return resident;
 }
 
 void

@@ -39,8 +39,29 @@ void resolver_step_done(struct resolver *resolver, uint64_t step, bool ok);
 /* Any thread. ids: compressed ids of a prompt; copied. Dropped silently when the resolver is busy:
  * it is only a hint. */
 void resolver_prefetch(struct resolver *resolver, const int32_t *ids, int n_ids);
-/* Any thread, once started: where a table is resident as a whole; weights NULL: it is not. */
-struct tier_resident resolver_resident(const struct resolver *resolver, int table);
+/* Any thread, once started: where a table is resident as a whole; weights NULL: it is not. What it
+ * says may be out of date at once, so that a step carries what it was told, and is answered in place
+ * only if that is where the table is when the step is resolved (T7). */
+struct tier_resident resolver_resident(struct resolver *resolver, int table);
+
+/* One step of a table's way into host memory and back (tiers_reserve_table ..): takes effect between
+ * two messages, and then `done`, which must live until then or until resolver_stop, is raised. TAKE
+ * is over once no step reads the table any more. */
+struct resolver_table {
+    enum {
+        RESOLVER_TABLE_RESERVE,
+        RESOLVER_TABLE_SET,
+        RESOLVER_TABLE_TAKE,
+        RESOLVER_TABLE_RELEASE
+    } op;
+    int table;
+    uint64_t size_bytes;           /* RESERVE */
+    struct tier_resident resident; /* SET */
+    struct flag *done;
+    uint64_t done_value;
+};
+/* One thread at a time. -EAGAIN when the mailbox is full, -ENOMEM. */
+int resolver_change_table(struct resolver *resolver, const struct resolver_table *change);
 /* Any thread. UINT64_MAX leaves a budget as it is. -EAGAIN when the mailbox is full. Blocks until
  * the budgets are in force. */
 int resolver_resize(struct resolver *resolver, uint64_t hbm_bytes, uint64_t ram_bytes);

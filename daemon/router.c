@@ -183,8 +183,11 @@ resize_work(uv_work_t *work)
 {
     struct resize *r = work->data;
 
-    r->status =
-        resolver_resize(r->daemon->serving->resolver, r->sizes.hbm_bytes, r->sizes.ram_bytes);
+    const struct serving *s = r->daemon->serving;
+
+    r->status = s->residence
+                    ? residence_resize(s->residence, r->sizes.hbm_bytes, r->sizes.ram_bytes)
+                    : resolver_resize(s->resolver, r->sizes.hbm_bytes, r->sizes.ram_bytes);
 }
 
 static void

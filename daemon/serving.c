@@ -338,6 +338,37 @@ open_cold_store(struct loading *l)
 }
 
 static int
+read_table(void *arg, int table, bool scales, uint64_t offset_bytes, void *dst, size_t size_bytes,
+           void *buffer, struct err *err)
+{
+    const struct serving *s = arg;
+    const struct tensor *tensor = scales ? s->plan.scale[table] : s->plan.table[table];
+
+    return table_reader_read(s->table_reader, tensor, offset_bytes, dst, size_bytes, buffer, err);
+}
+
+static int
+make_residence(struct loading *l)
+{
+    struct serving *s = l->s;
+    struct residence_options options = {
+        .resolver = s->resolver,
+        .device = s->device,
+        .n_tables = s->config.shape.engram.n_layers,
+        .source = {read_table, s},
+        .ram_bytes = s->conf->tier_ram_size,
+    };
+
+    for (int t = 0; t < options.n_tables; t++)
+        options.table[t] = (struct residence_table){
+            s->plan.table[t]->size_bytes, s->plan.scale[t] ? s->plan.scale[t]->size_bytes : 0};
+    int status =
+        table_reader_new(&s->table_reader, s->checkpoint, s->conf->tier_nvme_direct, l->err);
+
+    return status < 0 ? status : residence_new(&s->residence, &options, l->err);
+}
+
+static int
 start_tiers(struct loading *l)
 {
     struct serving *s = l->s;
@@ -361,6 +392,11 @@ start_tiers(struct loading *l)
         .steps_in_flight = ENGINE_STEPS_IN_FLIGHT,
     };
 
+    if (s->conf->tier_ram_tables) {
+        if ((status = make_residence(l)) < 0)
+            return status;
+        residence_reserve(s->residence, &options);
+    }
     if (!s->device->ops->host_addressable) {
         if ((status = chunk_pool_new(&s->hbm_pool, s->device, false, resolver_notify, s->resolver,
                                      l->err)) < 0 ||
@@ -444,7 +480,8 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
         (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
         (status = size_engine(&l)) < 0 || (status = memory_check_start(s, l.err)) < 0 ||
         (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
-        (status = start_engine(&l)) < 0) {
+        (status = start_engine(&l)) < 0 ||
+        (s->residence && (status = residence_start(s->residence, l.err)) < 0)) {
         serving_free(s);
         return status;
     }
@@ -458,11 +495,14 @@ serving_free(struct serving *s)
     if (s == NULL)
         return NULL;
     engine_stop(s->engine);
+    residence_stop(s->residence);
     resolver_stop(s->resolver);
     if (s->cold)
         s->cold->ops->close(s->cold);
     engine_free(s->engine);
     resolver_free(s->resolver);
+    residence_free(s->residence);
+    table_reader_free(s->table_reader);
     chunk_pool_free(s->hbm_pool);
     chunk_pool_free(s->ram_pool);
     forward_free(s->forward);

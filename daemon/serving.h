@@ -8,6 +8,8 @@
 #include "conf/conf.h"
 #include "daemon/chunk_pool.h"
 #include "daemon/engine.h"
+#include "daemon/residence.h"
+#include "daemon/table_reader.h"
 #include "model/checkpoint.h"
 #include "model/model_config.h"
 #include "model/tensor_plan.h"
@@ -29,6 +31,8 @@ struct serving {
     int max_context; /* tokens of prompt and completion together */
     struct resolver *resolver;
     struct cold_store *cold;
+    struct table_reader *table_reader;      /* NULL without residence */
+    struct residence *residence;            /* NULL: no table will be in memory as a whole */
     struct chunk_pool *hbm_pool, *ram_pool; /* NULL on a device whose memory is the host's */
     struct engine *engine;
     uint64_t n_params, weight_bytes, table_bytes;

@@ -56,6 +56,14 @@ bucket_seconds(int i)
     return i ? 0.75e-6 * (double)(1ull << i) : 0.5e-6;
 }
 
+/* Whole tables are part of the RAM tier: its budget pays for them. */
+static void
+get_stats(const struct serving *serving, struct tiers_stats *ret_stats)
+{
+    resolver_stats(serving->resolver, ret_stats);
+    ret_stats->tier[TIER_RAM].used_bytes += residence_bytes(serving->residence);
+}
+
 void
 tier_report_update(struct metrics *m, const struct serving *serving)
 {
@@ -64,7 +72,7 @@ tier_report_update(struct metrics *m, const struct serving *serving)
 
     if (serving->resolver == NULL)
         return;
-    resolver_stats(serving->resolver, &stats);
+    get_stats(serving, &stats);
     for (int tier = 0; tier < TIER_COUNT; tier++) {
         metrics_set(m, METRIC_ID_tier_budget_bytes, tier, (double)stats.tier[tier].budget_bytes);
         metrics_set(m, METRIC_ID_tier_used_bytes, tier, (double)stats.tier[tier].used_bytes);
@@ -129,7 +137,7 @@ tier_report_json(struct buf *out, const struct serving *serving)
     struct tiers_stats stats = {0};
 
     if (serving->resolver)
-        resolver_stats(serving->resolver, &stats);
+        get_stats(serving, &stats);
     stats.tier[TIER_NVME].budget_bytes = stats.tier[TIER_NVME].used_bytes = serving->table_bytes;
     for (int tier = 0; tier < TIER_COUNT; tier++) {
         struct api_tier *a = &tiers[tier];

@@ -30,9 +30,10 @@ default_threads(void)
 
 int
 resident_init(struct resident *resident, const struct engram_shape *engram,
-              const struct tier_resident *table, int max_step_rows, int threads, struct err *err)
+              const struct tier_resident *table, bool may_come, int max_step_rows, int threads,
+              struct err *err)
 {
-    bool any_host = false;
+    bool any_host = may_come;
 
     memset(resident, 0, sizeof *resident);
     resident->n_orders = engram->max_order - 1;

@@ -34,7 +34,7 @@ struct resident {
     struct tier_resident table[SHAPE_MAX_ENGRAM_LAYERS];
     struct resident_column column[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS]
                                  [SHAPE_MAX_HEADS_PER_NGRAM];
-    struct pool *pool; /* NULL: no table in host memory, and nothing below is used */
+    struct pool *pool; /* NULL: no table will be in host memory; nothing below is used */
     /* Of the request that is resolved. */
     int gathered_table;
     uint32_t n_bundles, max_bundles;
@@ -43,9 +43,9 @@ struct resident {
     uint32_t *place, place_mask;    /* open addressing: bundle or NODE_NONE, at most half full */
 };
 
-/* threads: of the gather, 0 for the default. */
+/* may_come: tables in host memory, later. threads: of the gather, 0 for the default. */
 int resident_init(struct resident *resident, const struct engram_shape *engram,
-                  const struct tier_resident *table, int max_step_rows, int threads,
+                  const struct tier_resident *table, bool may_come, int max_step_rows, int threads,
                   struct err *err);
 void resident_free(struct resident *resident);
 

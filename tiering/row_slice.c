@@ -36,16 +36,17 @@ row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
     slice->cold = cold;
     slice->memory = *memory;
     slice->n_tables = engram->n_layers;
+    slice->has_scales = scale_bytes > 0;
     for (int t = 0; t < engram->n_layers && scale_bytes; t++)
-        if (!resident[t].weights)
-            slice->scale_region[t] =
-                add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
-                           (uint64_t)engram->table[t].rows, scale_bytes);
+        slice->scale_region[t] = add_region(slice, table[t].scale_file, table[t].scale_offset_bytes,
+                                            (uint64_t)engram->table[t].rows, scale_bytes);
     for (int t = 0; t < engram->n_layers; t++)
-        if (!resident[t].weights)
-            slice->weight_region[t] =
-                add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,
-                           (uint64_t)engram->table[t].rows, weight_bytes);
+        slice->weight_region[t] =
+            add_region(slice, table[t].weight_file, table[t].weight_offset_bytes,
+                       (uint64_t)engram->table[t].rows, weight_bytes);
+    for (int t = 0; t < engram->n_layers; t++)
+        if (resident[t].weights)
+            row_slice_leave_out(slice, t, true);
 }
 
 static const struct slice_region *
@@ -93,9 +94,9 @@ load_of(struct row_slice *slice, uint64_t block)
 }
 
 static void
-drop_blocks(struct row_slice *slice, uint64_t from)
+drop_blocks(struct row_slice *slice, uint64_t from, uint64_t end)
 {
-    for (uint64_t b = from; b < slice->n_target; b++) {
+    for (uint64_t b = from; b < end; b++) {
         /* L2: a load in flight keeps its memory and finds the block gone. */
         if (slice->block[b] && !load_of(slice, b))
             free_block(slice, slice->block[b], block_bytes(slice, b));
@@ -108,37 +109,76 @@ void
 row_slice_free(struct row_slice *slice)
 {
     ASSERT(slice->n_loading == 0);
-    drop_blocks(slice, 0);
+    drop_blocks(slice, 0, slice->n_target);
     free(slice->block);
     free(slice->ready);
     memset(slice, 0, sizeof *slice);
 }
 
-/* Blocks that fit the budget, in order of need, and what they take. */
+static void
+leave_out_region(struct row_slice *slice, struct slice_region *r, bool left_out)
+{
+    uint64_t first = r->first_block, end = first + r->n_blocks, bytes = 0;
+
+    if (r->left_out == left_out)
+        return;
+    r->left_out = left_out;
+    if (end > slice->n_target)
+        end = slice->n_target;
+    for (uint64_t b = first; b < end; b++)
+        bytes += block_bytes(slice, b);
+    if (left_out) {
+        slice->need_bytes -= bytes;
+        if (first < end)
+            drop_blocks(slice, first, end);
+        return;
+    }
+    slice->need_bytes += bytes;
+    if (slice->n_asked > first)
+        slice->n_asked = first;
+}
+
+void
+row_slice_leave_out(struct row_slice *slice, int table, bool left_out)
+{
+    if (slice->has_scales)
+        leave_out_region(slice, &slice->region[slice->scale_region[table]], left_out);
+    leave_out_region(slice, &slice->region[slice->weight_region[table]], left_out);
+    show_used(slice);
+}
+
+/* Blocks that fit the budget, in order of need, and what they take. Those left out take their records
+ * only, and nothing behind the last that are not. */
 static uint64_t
 blocks_within(const struct row_slice *slice, uint64_t budget_bytes, uint64_t *ret_need_bytes)
 {
-    uint64_t n = 0, need = 0;
+    uint64_t n = 0, need = 0, useful = 0;
 
+    *ret_need_bytes = 0;
     for (int i = 0; i < slice->n_regions; i++) {
         const struct slice_region *r = &slice->region[i];
-        uint64_t whole = (uint64_t)r->rows_per_block * r->row_bytes + RECORD_BYTES;
+        uint64_t rows = (uint64_t)r->rows_per_block * r->row_bytes;
+        uint64_t whole = (r->left_out ? 0 : rows) + RECORD_BYTES;
         uint64_t fit = (budget_bytes - need) / whole;
+        bool fits = fit >= r->n_blocks - 1;
 
-        if (fit < r->n_blocks - 1) {
-            *ret_need_bytes = need + fit * whole;
-            return n + fit;
+        if (fits)
+            fit = r->n_blocks - 1;
+        n += fit;
+        need += fit * whole;
+        /* often a short one */
+        uint64_t last = (r->left_out || !fits ? 0 : block_bytes(slice, n)) + RECORD_BYTES;
+        fits = fits && last <= budget_bytes - need;
+        n += fits;
+        need += fits ? last : 0;
+        if (!r->left_out) {
+            useful = n;
+            *ret_need_bytes = need;
         }
-        n += r->n_blocks - 1;
-        need += (r->n_blocks - 1) * whole;
-        uint64_t last = block_bytes(slice, n) + RECORD_BYTES; /* often a short one */
-        if (last > budget_bytes - need)
+        if (!fits)
             break;
-        n++;
-        need += last;
     }
-    *ret_need_bytes = need;
-    return n;
+    return useful;
 }
 
 uint64_t
@@ -162,7 +202,7 @@ row_slice_resize(struct row_slice *slice, uint64_t budget_bytes)
     uint64_t target = blocks_within(slice, budget_bytes, &slice->need_bytes);
 
     if (target < slice->n_target)
-        drop_blocks(slice, target);
+        drop_blocks(slice, target, slice->n_target);
     if (target != slice->n_target) {
         uint8_t **block = calloc(target + 1, sizeof *block), *ready = calloc(target + 1, 1);
         uint64_t kept = target < slice->n_target ? target : slice->n_target;
@@ -190,9 +230,27 @@ row_slice_resize(struct row_slice *slice, uint64_t budget_bytes)
     row_slice_pump(slice);
 }
 
+/* Past the blocks that are there or not wanted. */
+static void
+skip_blocks(struct row_slice *slice)
+{
+    while (slice->n_asked < slice->n_target) {
+        const struct slice_region *r = region_of(slice, slice->n_asked);
+
+        if (r->left_out)
+            slice->n_asked = r->first_block + r->n_blocks;
+        else if (slice->block[slice->n_asked])
+            slice->n_asked++;
+        else
+            return;
+    }
+    slice->n_asked = slice->n_target;
+}
+
 void
 row_slice_pump(struct row_slice *slice)
 {
+    skip_blocks(slice);
     for (int i = 0; i < SLICE_LOADS && slice->n_asked < slice->n_target; i++) {
         struct slice_load *load = &slice->load[i];
         uint64_t block = slice->n_asked;
@@ -209,8 +267,10 @@ row_slice_pump(struct row_slice *slice)
         if (memory == NULL && slice->memory.later && slice->memory.later(slice->memory.arg))
             break;
         slice->n_asked++;
-        if (memory == NULL)
+        if (memory == NULL) {
+            skip_blocks(slice);
             continue; /* its rows come from the disk */
+        }
         slice->block[block] = memory;
         slice->used_bytes += bytes;
         *load = (struct slice_load){.block = block, .bytes = bytes, .busy = true};
@@ -227,6 +287,7 @@ row_slice_pump(struct row_slice *slice)
         struct cold_read *read = &load->read;
 
         slice->cold->ops->submit(slice->cold, &read, 1);
+        skip_blocks(slice);
     }
     show_used(slice);
 }

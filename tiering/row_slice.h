@@ -12,6 +12,7 @@
  * L1  a block's bytes are written once, by the cold store, before it is READY.
  * L2  rows are copied out by the caller at once: nothing points into a block, so a shrinking slice
  *     frees at once. A block still LOADING is freed when its read lands.
+ *     So for the blocks of a table that is left out.
  * L3  used <= budget, after every call but while blocks that were given up are still LOADING.
  *
  * Thread: resolver; used_shown: any. */
@@ -30,6 +31,7 @@ struct slice_region {
     int file;
     uint32_t row_bytes, rows_per_block;
     uint64_t offset_bytes, rows, first_block, n_blocks;
+    bool left_out; /* its blocks are never loaded and need no room */
 };
 
 struct slice_load {
@@ -43,6 +45,7 @@ struct row_slice {
     struct cold_store *cold;
     struct chunk_ops memory;
     int n_tables;
+    bool has_scales;
     struct slice_region region[2 * SHAPE_MAX_ENGRAM_LAYERS]; /* in order of need */
     int n_regions;
     int weight_region[SHAPE_MAX_ENGRAM_LAYERS],
@@ -59,7 +62,7 @@ struct row_slice {
     _Atomic uint64_t used_shown;
 };
 
-/* Without the tables that are resident anyway, whose rows must not be asked for. */
+/* The tables that are resident anyway are left out: their rows must not be asked for. */
 void row_slice_init(struct row_slice *slice, const struct engram_shape *engram,
                     const struct tier_table *table, const struct tier_resident *resident,
                     struct cold_store *cold, const struct chunk_ops *memory);
@@ -69,6 +72,9 @@ void row_slice_free(struct row_slice *slice);
 uint64_t row_slice_need(const struct row_slice *slice, uint64_t budget_bytes);
 uint64_t row_slice_used(const struct row_slice *slice);
 void row_slice_resize(struct row_slice *slice, uint64_t budget_bytes);
+/* A table whose rows are, or will be, elsewhere; false: it comes back. The caller resizes next, from
+ * row_slice_need on: what the blocks below the target need has changed. */
+void row_slice_leave_out(struct row_slice *slice, int table, bool left_out);
 /* Starts loads as far as there is room for them. */
 void row_slice_pump(struct row_slice *slice);
 /* Whether the read is one of the slice's, and takes it back if so. */

@@ -432,7 +432,8 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     begin_step(tiers, request->step);
     tiers->displacements =
         DISPLACE_LEAST + (uint32_t)(request->n_rows * tiers->n_orders) / DISPLACE_SHARE;
-    if (tiers_is_resident(tiers, request->table)) {
+    if (request->resident && /* T7 */
+        request->resident == tiers->options.resident[request->table].weights) {
         tiers_resolve_resident(tiers, request);
         (void)tiers_poll(tiers);
         return;
@@ -504,13 +505,14 @@ tiers_fetch_landed(void *arg, uint32_t at, int result)
     fetches_release(&tiers->fetches, at);
 }
 
-/* T6: bundles and resident rows share the RAM budget. What one of them is to give up goes when
- * reads and steps in flight let it, and the other may not have it before. */
-static void
-balance_ram(struct tiers *tiers)
+/* T6: bundles and resident rows share the RAM budget that reserved tables leave. What one of them is
+ * to give up goes when reads and steps in flight let it, and the other may not have it before. */
+void
+tiers_balance_ram(struct tiers *tiers)
 {
     struct row_slice *slice = &tiers->slice;
-    uint64_t total = tiers->ram_budget_bytes;
+    uint64_t reserved = atomic_load_explicit(&tiers->reserved_shown, memory_order_relaxed);
+    uint64_t total = tiers->ram_budget_bytes > reserved ? tiers->ram_budget_bytes - reserved : 0;
     uint64_t wanted = (uint64_t)((double)total * tiers->options.row_share);
     if (wanted > total)
         wanted = total; /* rounded up */
@@ -532,7 +534,7 @@ tidy(struct tiers *tiers)
     slot_store_tidy(&tiers->hbm, running_steps(tiers));
     slot_store_tidy(&tiers->ram, running_steps(tiers));
     if (tiers->ram_unsettled)
-        balance_ram(tiers);
+        tiers_balance_ram(tiers);
 }
 
 int
@@ -651,7 +653,7 @@ tiers_set_budgets(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_b
     slot_store_resize(&tiers->hbm, hbm_budget_bytes, running_steps(tiers));
     tiers->ram_budget_bytes = ram_budget_bytes;
     atomic_store_explicit(&tiers->ram_budget_shown, ram_budget_bytes, memory_order_relaxed);
-    balance_ram(tiers);
+    tiers_balance_ram(tiers);
 }
 
 void

@@ -26,7 +26,11 @@
  *     source of that step.
  * T4  a bundle has one read in flight, whatever number of look-ups, steps and plans want it.
  * T5  a request's flag is raised once, when none of its look-ups waits any more.
- * T6  used <= budget of each store, after every call (slot_store.h, S4).
+ * T6  used <= budget of each store, after every call (slot_store.h, S4); the RAM budget pays for
+ *     reserved tables first (tiers_reserve_table).
+ * T7  a request is answered from a resident table only if its step was given the address at which
+ *     the table is (tiers_request.resident); else from stores and disk. The bytes of a table that is
+ *     taken away stay until the steps begun by then are over.
  *
  * Life of a step (ids rise, from 1 on): tiers_resolve for each Engram layer, in order of layer; the
  * engine computes; tiers_step_done or tiers_step_abort once nothing on the device reads its bundles
@@ -85,6 +89,9 @@ struct tiers_options {
      *     of very many a part is BUNDLE_IN_PLACE all the same (TIERS_SHARED_FROM).
      * Both may promote. */
     struct tier_resident resident[SHAPE_MAX_ENGRAM_LAYERS];
+    bool may_become_resident; /* tables in host memory may come later (tiers_set_resident) */
+    /* As tiers_reserve_table from the start; 0: not. Needs may_become_resident. */
+    uint64_t reserved_bytes[SHAPE_MAX_ENGRAM_LAYERS];
     int in_place_below; /* different bundles of one request; 0: TIERS_IN_PLACE_BELOW; 1: always
                          * staging */
     int gather_threads; /* with the resolver; 0: 16 or as many as there are CPUs beside two, at least
@@ -119,6 +126,8 @@ struct tiers_request {
     uint64_t step;
     int table; /* index into engram.table */
     int n_rows;
+    /* T7: weights of the resident table as the step was told them; NULL: it was told nothing. */
+    const void *resident;
     const uint64_t *mix;
     struct bundle_address *address;
     uint8_t *failed;     /* [n_rows] */
@@ -135,6 +144,23 @@ void tiers_resolve(struct tiers *tiers, const struct tiers_request *request);
 struct pool *tiers_pool(const struct tiers *tiers);
 /* Whether plans for this table are of no use. */
 bool tiers_is_resident(const struct tiers *tiers, int table);
+
+/* A table's way into host memory and back; any time between two calls, also with reads of the table
+ * in flight, which land and answer as ever. What HBM has of the table stays valid: the same bytes.
+ *
+ *     ON DISK --reserve--> RESERVED --set--> RESIDENT --set weights NULL--> LEAVING
+ *        ^                    |                                                |
+ *        +------release-------+------------------release, steps over-----------+
+ *
+ * reserve: size_bytes of the RAM budget are no longer the stores', and the table's rows leave the
+ * slice. The stores are within what is left once tiers_stats says so: only then is the memory to be
+ * taken. release: the memory was given back, and stores and slice may use the budget again. */
+void tiers_reserve_table(struct tiers *tiers, int table, uint64_t size_bytes);
+/* Host memory only; needs may_become_resident. Returns the newest step begun: with weights NULL the
+ * memory is read until tiers_steps_over says that this step and all before it are over. */
+uint64_t tiers_set_resident(struct tiers *tiers, int table, const struct tier_resident *resident);
+bool tiers_steps_over(const struct tiers *tiers, uint64_t step);
+void tiers_release_table(struct tiers *tiers, int table);
 /* This step ran to its end: what it was to promote has been written. Earlier steps read nothing any
  * more either, but their promotions count only when they are reported themselves. */
 void tiers_step_done(struct tiers *tiers, uint64_t step);
@@ -176,8 +202,9 @@ struct tiers_stats {
         uint64_t budget_bytes, used_bytes;
         struct tier_set_stats set[SHAPE_MAX_ENGRAM_LAYERS][SHAPE_MAX_ORDERS];
     } tier[TIER_COUNT];
-    uint64_t staging_bytes; /* memory of the staging area */
-    uint64_t slice_bytes;   /* of the RAM store's used_bytes: resident rows */
+    uint64_t staging_bytes;  /* memory of the staging area */
+    uint64_t slice_bytes;    /* of the RAM store's used_bytes: resident rows */
+    uint64_t reserved_bytes; /* of the RAM budget: for whole tables; not in used_bytes */
     uint64_t prefetched, prefetch_used, prefetch_late; /* bundles */
     struct cold_counters nvme;
 };

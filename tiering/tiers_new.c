@@ -45,6 +45,8 @@ check_options(const struct tiers_options *options, struct err *err)
         if (resident->weights && (resident->scales != NULL) != (engram->scale_group != 0))
             return err_set(err, EINVAL, "table %d: resident weights, but scales %s", t,
                            resident->scales ? "of nothing" : "are not");
+        if (options->reserved_bytes[t] && (resident->weights || !options->may_become_resident))
+            return err_set(err, EINVAL, "table %d: memory is reserved for what does not come", t);
         uint64_t bytes, end;
         if (table->weight_file < 0 || table->scale_file < 0 ||
             __builtin_mul_overflow((uint64_t)shape->rows, (uint64_t)engram_row_weight_bytes(engram),
@@ -83,6 +85,14 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     tiers->seen = calloc(TIERS_SEEN_TAGS, sizeof *tiers->seen);
     row_slice_init(&tiers->slice, engram, tiers->options.table, options->resident, options->cold,
                    &options->ram_memory);
+    uint64_t reserved = 0;
+    for (int t = 0; t < engram->n_layers; t++) {
+        tiers->reserved_bytes[t] = options->reserved_bytes[t];
+        reserved += options->reserved_bytes[t];
+        if (options->reserved_bytes[t])
+            row_slice_leave_out(&tiers->slice, t, true);
+    }
+    atomic_store_explicit(&tiers->reserved_shown, reserved, memory_order_relaxed);
     tiers->look_up =
         calloc((size_t)options->max_step_rows * (size_t)tiers->n_orders, sizeof *tiers->look_up);
     if (!tiers->requests || !tiers->open || !tiers->seen || !tiers->look_up)
@@ -98,8 +108,9 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
         code = fetches_init(&tiers->fetches, engram, tiers->options.table, options->cold,
                             &tiers->slice, demand, TIERS_PLANNED_FETCHES, err);
     if (code == 0)
-        code = resident_init(&tiers->resident, engram, options->resident, options->max_step_rows,
-                             options->gather_threads, err);
+        code =
+            resident_init(&tiers->resident, engram, options->resident, options->may_become_resident,
+                          options->max_step_rows, options->gather_threads, err);
     if (code < 0) {
         (void)tiers_free(tiers);
         return code;

@@ -101,6 +101,64 @@ tiers_is_resident(const struct tiers *tiers, int table)
     return tiers->options.resident[table].weights != NULL;
 }
 
+static bool
+check_table(const struct tiers *tiers, int table)
+{
+    ASSERT_THREAD(THREAD_RESOLVER);
+    return table >= 0 && table < tiers->options.engram.n_layers;
+}
+
+static void
+reserve(struct tiers *tiers, int table, uint64_t size_bytes)
+{
+    uint64_t sum = 0;
+
+    tiers->reserved_bytes[table] = size_bytes;
+    for (int t = 0; t < tiers->options.engram.n_layers; t++)
+        sum += tiers->reserved_bytes[t];
+    atomic_store_explicit(&tiers->reserved_shown, sum, memory_order_relaxed);
+}
+
+void
+tiers_reserve_table(struct tiers *tiers, int table, uint64_t size_bytes)
+{
+    ASSERT(check_table(tiers, table));
+    ASSERT(size_bytes > 0 && tiers->reserved_bytes[table] == 0);
+    ASSERT(!tiers_is_resident(tiers, table));
+    reserve(tiers, table, size_bytes);
+    row_slice_leave_out(&tiers->slice, table, true);
+    tiers_balance_ram(tiers);
+}
+
+uint64_t
+tiers_set_resident(struct tiers *tiers, int table, const struct tier_resident *resident)
+{
+    ASSERT(check_table(tiers, table));
+    ASSERT(tiers->options.may_become_resident && tiers->reserved_bytes[table] > 0);
+    ASSERT(!resident->device && (resident->weights != NULL) != tiers_is_resident(tiers, table));
+    ASSERT(!resident->weights ||
+           (resident->scales != NULL) == (tiers->options.engram.scale_group != 0));
+    tiers->options.resident[table] = tiers->resident.table[table] = *resident;
+    return tiers->begun_step;
+}
+
+bool
+tiers_steps_over(const struct tiers *tiers, uint64_t step)
+{
+    return tiers->done_step >= step;
+}
+
+void
+tiers_release_table(struct tiers *tiers, int table)
+{
+    ASSERT(check_table(tiers, table));
+    ASSERT(tiers->reserved_bytes[table] > 0 && !tiers_is_resident(tiers, table));
+    reserve(tiers, table, 0);
+    row_slice_leave_out(&tiers->slice, table, false);
+    tiers_balance_ram(tiers);
+    row_slice_pump(&tiers->slice);
+}
+
 void
 tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request)
 {

@@ -58,6 +58,8 @@ struct tiers {
     uint64_t ram_budget_bytes; /* of bundles and rows together */
     bool ram_unsettled;        /* one of them waits for what the other is to give up */
     _Atomic uint64_t ram_budget_shown;
+    uint64_t reserved_bytes[SHAPE_MAX_ENGRAM_LAYERS]; /* by table */
+    _Atomic uint64_t reserved_shown;                  /* their sum */
 
     /* Steps done_step + 1 .. begun_step pin what they were given. */
     bool any_step;
@@ -97,6 +99,8 @@ void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *req
 /* fetch_landed_fn */
 void tiers_fetch_landed(void *tiers, uint32_t fetch, int result);
 
+/* After every change of what shares the RAM budget. */
+void tiers_balance_ram(struct tiers *tiers);
 /* tiers_resize for whoever creates the tiers, before the resolver has them. */
 void tiers_set_budgets(struct tiers *tiers, uint64_t hbm_budget_bytes, uint64_t ram_budget_bytes);
 

@@ -26,6 +26,7 @@ tiers_stats(const struct tiers *tiers, struct tiers_stats *ret)
     ret->tier[TIER_HBM].used_bytes = get(&tiers->hbm.used_shown);
     ret->tier[TIER_RAM].budget_bytes = get(&tiers->ram_budget_shown);
     ret->slice_bytes = get(&tiers->slice.used_shown);
+    ret->reserved_bytes = get(&tiers->reserved_shown);
     ret->tier[TIER_RAM].used_bytes = get(&tiers->ram.used_shown) + ret->slice_bytes;
     ret->tier[TIER_NVME].budget_bytes = ret->tier[TIER_NVME].used_bytes = tiers->table_bytes;
     for (int set = 0; set < tiers->n_sets; set++) {

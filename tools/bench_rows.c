@@ -205,6 +205,7 @@ resolve(struct bench *b, struct row_step *s, int n)
     }
     struct tiers_request request = {.step = s->forward.step,
                                     .n_rows = n,
+                                    .resident = s->forward.engram[0].weights,
                                     .mix = s->mix,
                                     .address = s->address,
                                     .failed = s->failed,

@@ -125,6 +125,7 @@ open_tiers(struct bench *b, struct cold_store *cold, uint64_t hbm, uint64_t ram,
 }
 
 static const struct tier_resident none;
+static const void *resident_weights; /* of the table, where it is resident */
 
 static struct tiers_request
 request_of(uint64_t step, int n_rows, const uint64_t *mix, struct flag *flag)
@@ -133,6 +134,7 @@ request_of(uint64_t step, int n_rows, const uint64_t *mix, struct flag *flag)
     static uint8_t failed[MAX_ROWS];
     return (struct tiers_request){.step = step,
                                   .n_rows = n_rows,
+                                  .resident = resident_weights,
                                   .mix = mix,
                                   .address = address,
                                   .failed = failed,
@@ -201,6 +203,7 @@ bench_resident(struct bench *b, const char *what, int n_rows, bool device, int m
     (void)madvise(weights, b->file_bytes, MADV_HUGEPAGE);
     memset(weights, 1, b->file_bytes);
     struct tier_resident resident = {weights, NULL, device};
+    resident_weights = weights;
     struct tiers *tiers =
         open_tiers(b, cold, (uint64_t)N_KNOWN * ORDERS * HEADS * ROW_BYTES, 0, &resident);
     struct flag flag = {0};

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "http"))
 from daemon import Daemon, run  # noqa: E402
@@ -16,6 +17,8 @@ PROMPTS = ["Once upon a time", "The old king", "There was a little girl who", "I
 PLACEMENTS = {
     "everything hot": {"tier.hbm.size": "64MiB", "tier.ram.size": "0B"},
     "everything warm": {"tier.hbm.size": "0B", "tier.ram.size": "64MiB"},
+    "everything warm, as rows": {"tier.hbm.size": "0B", "tier.ram.size": "64MiB", "tier.ram.tables": "no"},
+    "one table, and rows of the other": {"tier.hbm.size": "16KiB", "tier.ram.size": "5MiB"},
     "tiny hot and warm": {"tier.hbm.size": "16KiB", "tier.ram.size": "64KiB"},
     "disk only": {"tier.hbm.size": "0B", "tier.ram.size": "0B"},
     "disk only, read through the page cache": {"tier.hbm.size": "0B", "tier.ram.size": "0B",
@@ -58,7 +61,7 @@ def test_the_same_prompts_give_the_same_bits_wherever_the_rows_are():
             if name.startswith("disk only"):
                 assert tiers["hbm"]["hits"] == tiers["ram"]["hits"] == 0, tiers
                 assert tiers["nvme"]["hits"] > 0, tiers
-            if name == "everything warm":
+            if name.startswith("everything warm"):
                 assert tiers["ram"]["hits"] > 0, tiers
 
 
@@ -93,6 +96,38 @@ def test_budgets_that_change_while_requests_run_change_no_bit():
             stop.set()
             thread.join()
         assert not failures, failures[0]
+
+
+def tiers_of(daemon):
+    return {tier["name"]: tier for tier in daemon.get("/v1/tiers")["tiers"]}
+
+
+def wait_in_memory(daemon, count):
+    deadline = time.monotonic() + 30
+    while daemon.text().count("in memory: ") < count:
+        assert time.monotonic() < deadline, daemon.text()
+        time.sleep(0.005)
+
+
+def test_whole_tables_are_read_once_and_then_no_more():
+    with Daemon(PLACEMENTS["everything warm"], admin=True) as daemon:
+        wait_in_memory(daemon, 2)
+        before = tiers_of(daemon)
+        assert before["nvme"]["used_bytes"] <= before["ram"]["used_bytes"] <= before["ram"]["budget_bytes"], before
+        assert before["ram"]["budget_bytes"] == 64 << 20, before
+        reads = daemon.get("/v1/tiers")["nvme"]["reads"]
+        assert answers(daemon) == reference_answers()
+        assert daemon.get("/v1/tiers")["nvme"]["reads"] == reads
+
+        tables = before["nvme"]["used_bytes"]
+        for count, ram in ((2, 0), (3, tables // 2 + 16384), (4, 64 << 20), (4, tables - 1), (5, 32 << 20)):
+            status, answer = daemon.admin("PATCH", "/v1/tiers", {"tiers": {"ram": ram}})
+            assert status == 200, answer
+            wait_in_memory(daemon, count)
+            assert answers(daemon) == reference_answers(), ram
+            daemon.idle()
+            ram_tier = tiers_of(daemon)["ram"]
+            assert ram_tier["budget_bytes"] == ram and ram_tier["used_bytes"] <= ram, ram_tier
 
 
 def test_used_bytes_never_exceed_the_budget():

@@ -78,6 +78,7 @@ close_rig(struct rig *r)
     for (int i = 0; i < MAX_JOBS; i++)
         job_free(r->jobs[i]);
     behind_stop(r->behind);
+    residence_stop(r->serving->residence);
     resolver_stop(r->serving->resolver);
     engine_free(on_top);
     forward_free(r->forward);

@@ -36,6 +36,7 @@ run_step(struct tiers *tiers, const struct tiers_options *options, uint64_t step
     for (uint64_t i = 0; i < ROWS * MAX_ORDERS; i++)
         mix[i] = step * 40 + i;
     struct tiers_request request = {.step = step,
+                                    .resident = options->resident[0].weights,
                                     .n_rows = ROWS,
                                     .mix = mix,
                                     .address = address,

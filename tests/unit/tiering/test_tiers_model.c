@@ -107,6 +107,7 @@ start_step(struct world *w)
         struct tiers_request request = {
             .step = step->id,
             .table = t,
+            .resident = w->options.resident[t].weights,
             .n_rows = step->n_rows,
             .mix = step->mix[t],
             .address = step->address[t],

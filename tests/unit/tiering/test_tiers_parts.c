@@ -107,6 +107,7 @@ resolve(uint64_t step, int first, int end, struct flag *flag, uint32_t *unfinish
     struct tiers_request request = {.step = step,
                                     .table = 1,
                                     .n_rows = end - first,
+                                    .resident = options.resident[1].weights,
                                     .mix = mix + first * MAX_ORDERS,
                                     .address = address + first * MAX_ORDERS,
                                     .failed = failed + first,

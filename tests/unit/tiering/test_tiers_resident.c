@@ -82,6 +82,7 @@ resolve(uint64_t step, int n)
     struct flag flag = {0};
     struct tiers_request request = {.step = step,
                                     .table = 1,
+                                    .resident = options.resident[1].weights,
                                     .n_rows = n,
                                     .mix = mix,
                                     .address = address,
