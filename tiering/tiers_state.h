@@ -14,6 +14,7 @@
 enum { LOOK_UP_SKIPPED = UINT8_MAX };
 
 enum {
+    TIERS_AHEAD = 16, /* look-ups between two stages of a find: those whose cache misses overlap */
     TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
     TIERS_SEEN_TAGS = 1 << 18,    /* a second visit is one within about so many look-ups */
     TIERS_PROMOTE_VISITS = 2, /* look-ups that found a bundle before it may displace one in HBM */
