@@ -311,6 +311,46 @@ chunk_pool_wait(struct chunk_pool *p, bool waits)
     pthread_mutex_unlock(&p->lock);
 }
 
+static void *
+device_alloc(void *arg, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    return device->ops->alloc(device, size_bytes);
+}
+
+static void
+device_free(void *arg, void *chunk, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    device->ops->free(device, chunk, size_bytes);
+}
+
+static void *
+shared_alloc(void *arg, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    return device->ops->alloc_shared(device, size_bytes);
+}
+
+static void
+shared_free(void *arg, void *chunk, size_t size_bytes)
+{
+    struct device *device = arg;
+
+    device->ops->free_shared(device, chunk, size_bytes);
+}
+
+struct chunk_ops
+chunk_ops_of_device(struct device *device, bool shared)
+{
+    return (struct chunk_ops){.alloc = shared ? shared_alloc : device_alloc,
+                              .free = shared ? shared_free : device_free,
+                              .arg = device};
+}
+
 struct chunk_ops
 chunk_pool_ops(struct chunk_pool *p)
 {

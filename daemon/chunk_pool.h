@@ -27,6 +27,8 @@ int chunk_pool_new(struct chunk_pool **ret_pool, struct device *device, bool sha
 struct chunk_pool *chunk_pool_free(struct chunk_pool *pool);
 /* Until it is called with false, alloc waits for the device itself: nothing is in flight at start. */
 void chunk_pool_wait(struct chunk_pool *pool, bool waits);
+/* Without a pool: straight from the device. For one whose memory is the host's. */
+struct chunk_ops chunk_ops_of_device(struct device *device, bool shared);
 /* For struct tiers_options. */
 struct chunk_ops chunk_pool_ops(struct chunk_pool *pool);
 

@@ -257,38 +257,6 @@ load_weights(struct loading *l)
     return forward_loaded(s->forward, l->err);
 }
 
-static void *
-device_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc(device, size_bytes);
-}
-
-static void
-device_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free(device, chunk, size_bytes);
-}
-
-static void *
-host_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc_shared(device, size_bytes);
-}
-
-static void
-host_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free_shared(device, chunk, size_bytes);
-}
-
 static int
 open_cold_store(struct loading *l)
 {
@@ -383,8 +351,8 @@ start_tiers(struct loading *l)
     struct tiers_options options = {
         .engram = *engram,
         .cold = s->cold,
-        .hbm_memory = {.alloc = device_chunk, .free = device_chunk_free, .arg = s->device},
-        .ram_memory = {.alloc = host_chunk, .free = host_chunk_free, .arg = s->device},
+        .hbm_memory = chunk_ops_of_device(s->device, false),
+        .ram_memory = chunk_ops_of_device(s->device, true),
         .hbm_budget_bytes = s->conf->tier_hbm_size,
         .ram_budget_bytes = s->conf->tier_ram_size,
         .row_share = s->conf->tier_ram_row_share,

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/pool.h"
+#include "daemon/chunk_pool.h"
 #include "daemon/cuda_plugin.h"
 #include "gpu/cuda/single_rows.h"
 #include "model/ngram_hash.h"
@@ -262,38 +263,6 @@ interval(struct bench *b, int n, int steps)
     return (double)(clock_now_ns() - begin) * 1e-9 / steps;
 }
 
-static void *
-device_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc(device, size_bytes);
-}
-
-static void
-device_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free(device, chunk, size_bytes);
-}
-
-static void *
-host_chunk(void *arg, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    return device->ops->alloc_shared(device, size_bytes);
-}
-
-static void
-host_chunk_free(void *arg, void *chunk, size_t size_bytes)
-{
-    struct device *device = arg;
-
-    device->ops->free_shared(device, chunk, size_bytes);
-}
-
 static void
 nothing(void *arg)
 {
@@ -329,8 +298,8 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
     struct err err = ERR_INIT;
     struct tiers_options options = {
         .engram = *e,
-        .hbm_memory = {.alloc = device_chunk, .free = device_chunk_free, .arg = b->device},
-        .ram_memory = {.alloc = host_chunk, .free = host_chunk_free, .arg = b->device},
+        .hbm_memory = chunk_ops_of_device(b->device, false),
+        .ram_memory = chunk_ops_of_device(b->device, true),
         .hbm_budget_bytes = hbm_bytes,
         .gather_threads = b->o->threads,
         .in_place_below = b->o->in_place,
