@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "daemon/engine.h"
 
 enum { SLAB_BYTES = 2 << 20, SMALL_BYTES = 256 << 10, ALIGNMENT = 4096, MAX_WANTED = 8 };
 
@@ -13,6 +14,7 @@ struct slab {
     struct slab *next, *before; /* in the list of those with a free chunk, or of those that leave */
     uint8_t *memory;
     size_t size_bytes, chunk_bytes;
+    uint64_t first_step; /* that may be given its chunks */
     uint32_t n_chunks, n_taken, n_free;
     uint32_t *free_chunk; /* [n_chunks] stack */
 };
@@ -32,6 +34,7 @@ struct chunk_pool {
     void *tree;           /* of all slabs, by address */
     struct slab *partial; /* with a free chunk */
     struct slab *leaving; /* with nothing taken: the thread gives them back */
+    uint64_t step;         /* the newest that has begun */
     size_t wanted[MAX_WANTED]; /* sizes refused and not ready yet */
     int n_wanted;
 };
@@ -122,7 +125,7 @@ take(struct chunk_pool *p, size_t chunk_bytes)
 {
     struct slab *slab = p->partial;
 
-    while (slab && slab->chunk_bytes != chunk_bytes)
+    while (slab && (slab->chunk_bytes != chunk_bytes || slab->first_step > p->step))
         slab = slab->next;
     if (slab == NULL)
         return NULL;
@@ -138,6 +141,9 @@ take(struct chunk_pool *p, size_t chunk_bytes)
 static void
 want(struct chunk_pool *p, size_t chunk_bytes)
 {
+    for (const struct slab *slab = p->partial; slab; slab = slab->next)
+        if (slab->chunk_bytes == chunk_bytes)
+            return; /* it is there, for a later step */
     for (int i = 0; i < p->n_wanted; i++)
         if (p->wanted[i] == chunk_bytes)
             return;
@@ -202,6 +208,16 @@ chunk_later(void *arg)
     return true;
 }
 
+static void
+chunk_begin(void *arg, uint64_t step)
+{
+    struct chunk_pool *p = arg;
+
+    pthread_mutex_lock(&p->lock);
+    p->step = step;
+    pthread_mutex_unlock(&p->lock);
+}
+
 /* Lock held, and given up while the driver is called. */
 static void
 do_some_work(struct chunk_pool *p)
@@ -224,6 +240,8 @@ do_some_work(struct chunk_pool *p)
     p->n_wanted--; /* without memory it is wanted again by whoever asks again */
     if (slab == NULL)
         return;
+    /* Behind the newest step there may be others, launched and not begun here. */
+    slab->first_step = p->step + ENGINE_STEPS_IN_FLIGHT;
     add(p, slab);
     pthread_mutex_unlock(&p->lock);
     p->ready(p->arg);
@@ -355,5 +373,5 @@ struct chunk_ops
 chunk_pool_ops(struct chunk_pool *p)
 {
     return (struct chunk_ops){
-        .alloc = chunk_alloc, .free = chunk_free, .later = chunk_later, .arg = p};
+        .alloc = chunk_alloc, .free = chunk_free, .later = chunk_later, .begin = chunk_begin, .arg = p};
 }

@@ -7,6 +7,9 @@
  * ready is refused for now; the thread gets it and then calls `ready`. At most a chunk of each size that
  * was refused waits ready, so that what is taken beyond the budgets is a few chunks.
  *
+ * A step that was launched before memory was there does not touch it: a chunk that comes while steps
+ * run is given out from the step on that is launched after it came.
+ *
  * Small chunks are cut from slabs, since the driver's own calls take long and their memory comes in
  * pages of 2 MiB; a slab goes back when all of it is free. Thread: alloc and free any. */
 #ifndef DAEMON_CHUNK_POOL_H

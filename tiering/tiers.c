@@ -67,8 +67,15 @@ begin_step(struct tiers *tiers, uint64_t step)
         tiers->begun_step = tiers->done_step = step - 1;
     }
     ASSERT(step > tiers->done_step);
-    if (step > tiers->begun_step)
+    if (step > tiers->begun_step) {
+        const struct chunk_ops *hbm = &tiers->options.hbm_memory, *ram = &tiers->options.ram_memory;
+
         tiers->begun_step = step;
+        if (hbm->begin)
+            hbm->begin(hbm->arg, step);
+        if (ram->begin)
+            ram->begin(ram->arg, step);
+    }
     if (tiers_find_step(tiers, step))
         return;
     struct open_step *place = NULL;

@@ -63,6 +63,8 @@ struct chunk_ops {
     void (*free)(void *arg, void *chunk, size_t size_bytes);
     /* Whether it pays to ask again for what was refused, once tiers_poll is called; NULL: no. */
     bool (*later)(void *arg);
+    /* A step begins, the newest so far; NULL: of no interest. */
+    void (*begin)(void *arg, uint64_t step);
     void *arg;
 };
 

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "daemon/chunk_pool.h"
+#include "daemon/engine.h"
 
 /* A device that has only memory; `slow` holds whoever asks, as a driver does while a kernel stands. */
 static struct {
@@ -66,12 +67,14 @@ open_pool(bool waits)
     return pool;
 }
 
+/* As steps begin, one after the other. */
 static void *
 until_there(const struct chunk_ops *ops, size_t size)
 {
-    uint64_t give_up = clock_now_ns() + 10000000000u;
+    uint64_t give_up = clock_now_ns() + 10000000000u, step = 0;
 
     for (;;) {
+        ops->begin(ops->arg, ++step);
         void *chunk = ops->alloc(ops->arg, size);
 
         if (chunk)
@@ -113,6 +116,28 @@ later_it_is_refused_until_the_thread_has_it(void **state)
     fake.held = false;
     chunk_pool_free(pool);
     assert_int_equal(fake.bytes, 0);
+}
+
+static void
+no_step_is_given_what_came_after_its_launch(void **state)
+{
+    struct chunk_pool *pool = open_pool(false);
+    struct chunk_ops ops = chunk_pool_ops(pool);
+
+    ops.begin(ops.arg, 10);
+    assert_null(ops.alloc(ops.arg, 1 << 20));
+    while (fake.ready == 0)
+        sched_yield();
+    for (uint64_t step = 10; step < 10 + ENGINE_STEPS_IN_FLIGHT; step++) {
+        ops.begin(ops.arg, step);
+        assert_null(ops.alloc(ops.arg, 1 << 20)); /* in flight by then, maybe */
+    }
+    assert_int_equal(fake.calls, 1); /* and it is not asked for twice */
+    ops.begin(ops.arg, 10 + ENGINE_STEPS_IN_FLIGHT);
+    void *chunk = ops.alloc(ops.arg, 1 << 20);
+    assert_non_null(chunk);
+    ops.free(ops.arg, chunk, 1 << 20);
+    chunk_pool_free(pool);
 }
 
 static void
@@ -168,6 +193,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(at_start_memory_is_there_at_once),
         cmocka_unit_test(later_it_is_refused_until_the_thread_has_it),
+        cmocka_unit_test(no_step_is_given_what_came_after_its_launch),
         cmocka_unit_test(small_chunks_share_slabs_and_do_not_overlap),
         cmocka_unit_test(without_memory_it_is_asked_for_again),
     };
