@@ -56,11 +56,24 @@ sampling(const struct sequence *s, int choice, int slot)
     return p;
 }
 
+static int
+pages_of(const struct cursor *c, const struct sequence *s, int n_rows)
+{
+    return (s->context + n_rows + c->options->page_tokens - 1) / c->options->page_tokens;
+}
+
+/* Whether the step's page lists have room: sequences that share pages each list them. */
+static bool
+fits(const struct cursor *c, const struct sequence *s, int n_rows)
+{
+    return c->n_pages + pages_of(c, s, n_rows) <= c->b->max_pages;
+}
+
 static void
 put_sequence(struct cursor *c, const struct sequence *s, int slot, int n_rows)
 {
     struct step_buffer *b = c->b;
-    int n_pages = (s->context + n_rows + c->options->page_tokens - 1) / c->options->page_tokens;
+    int n_pages = pages_of(c, s, n_rows);
 
     ASSERT(c->n_seqs < b->max_sequences && c->n_rows + n_rows <= b->max_rows);
     ASSERT(n_pages <= s->n_pages && c->n_pages + n_pages <= b->max_pages);
@@ -165,7 +178,7 @@ batch_compose(struct step_buffer *b, const struct sequence *sequences, const int
 
     b->n_awaits = 0;
     for (int i = 0; i < n_order; i++)
-        if (sequence_may_decode(&sequences[order[i]]))
+        if (sequence_may_decode(&sequences[order[i]]) && fits(&c, &sequences[order[i]], 1))
             put_decode(&c, &sequences[order[i]], order[i]);
     int n_decode = c.n_rows;
 
@@ -178,7 +191,7 @@ batch_compose(struct step_buffer *b, const struct sequence *sequences, const int
          */
         int n_rows = sequence_chunk_rows(s, options->prefill_chunk);
 
-        if (n_rows > room)
+        if (n_rows > room || !fits(&c, s, n_rows))
             break;
         room -= n_rows;
         put_chunk(&c, s, order[i], n_rows);

@@ -114,7 +114,9 @@ engine_start(struct engine **ret_engine, const struct engine_options *options, s
         (void)mailbox_send(e->free_blocks, &e->blocks[i]);
     for (int i = 0; i < STEP_BUFFERS; i++) {
         /* Page lists of a step name a page once per sequence that has it. */
-        int max_pages = limits->max_sequences * options->max_sequence_pages;
+        int max_pages = limits->max_step_pages
+                            ? limits->max_step_pages
+                            : limits->max_sequences * options->max_sequence_pages;
         int status = step_buffer_init(&e->buffer[i], options->device, options->shape, limits,
                                       max_pages, err);
 

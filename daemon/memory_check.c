@@ -76,14 +76,34 @@ kv_need(const struct serving *s)
     return kv + (states ? kv / MEMORY_CHECK_STATE_SHARE : 0);
 }
 
+/* Working memory of a step: the forward pass's and the device's own. */
+static uint64_t
+step_need(const struct serving *s)
+{
+    const struct forward_limits *l = &s->limits;
+    const struct device_limits limits = {.max_rows = l->max_rows,
+                                         .max_sequences = l->max_sequences,
+                                         .max_outputs = l->max_outputs,
+                                         .n_states = l->n_states,
+                                         .max_step_pages = l->max_step_pages,
+                                         .page_tokens = l->page_tokens};
+    const struct device_ops *ops = s->device->ops;
+    struct forward_sizes sizes;
+
+    forward_sizes(s->device, &s->config.shape, l, &sizes);
+    return sizes.scratch_bytes +
+           (ops->reserve_bytes ? ops->reserve_bytes(s->device, &s->config.shape, &limits) : 0);
+}
+
 /* What runs on a GPU: weights, KV cache and the HBM tier in its memory. `held`: what of them is
  * there already. */
 static int
 check_gpu(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t held, struct err *err)
 {
     uint64_t unused = 0, total = 0;
-    uint64_t need = s->weight_bytes + kv_need(s) + need_hbm + overhead_bytes;
-    char text[5][32];
+    uint64_t steps = step_need(s);
+    uint64_t need = s->weight_bytes + kv_need(s) + need_hbm + steps + overhead_bytes;
+    char text[6][32];
     int status = s->device->ops->memory_info(s->device, &unused, &total);
 
     if (status < 0)
@@ -92,13 +112,14 @@ check_gpu(const struct serving *s, uint64_t hbm, uint64_t need_hbm, uint64_t hel
     if (need <= limit)
         return 0;
     return err_set(err, EINVAL,
-                   "weights %s + engine.kv_size %s + tier.hbm.size %s need %s, but %s of the GPU's "
-                   "memory are to be had",
+                   "weights %s + engine.kv_size %s + tier.hbm.size %s + working memory %s need %s, but "
+                   "%s of the GPU's memory are to be had",
                    byte_size_format(s->weight_bytes, text[0], sizeof text[0]),
                    byte_size_format(s->conf->engine_kv_size, text[1], sizeof text[1]),
                    byte_size_format(hbm, text[2], sizeof text[2]),
-                   byte_size_format(need, text[3], sizeof text[3]),
-                   byte_size_format(limit, text[4], sizeof text[4]));
+                   byte_size_format(steps, text[3], sizeof text[3]),
+                   byte_size_format(need, text[4], sizeof text[4]),
+                   byte_size_format(limit, text[5], sizeof text[5]));
 }
 
 /* need_hbm, need_ram: what of the budgets counts. held_hbm: of the GPU's memory, what is ours. */
@@ -185,5 +206,5 @@ memory_check_resize(const struct serving *s, uint64_t hbm, uint64_t ram, struct 
         ram = stats.tier[TIER_RAM].budget_bytes;
     return check(s, hbm, asked_hbm ? hbm : real_need(s, hbm), ram,
                  asked_ram ? ram : real_need(s, ram),
-                 s->weight_bytes + kv_need(s) + stats.tier[TIER_HBM].used_bytes, err);
+                 s->weight_bytes + kv_need(s) + step_need(s) + stats.tier[TIER_HBM].used_bytes, err);
 }

@@ -195,6 +195,12 @@ size_engine(struct loading *l)
         .page_tokens = PAGE_TOKENS,
     };
     s->limits.max_outputs = s->limits.max_rows + s->limits.max_sequences;
+    /* Page lists of one step. Without sharing there are no more entries than pages; a step that would
+     * list shared ones more than twice over leaves its youngest sequences to the next. */
+    int64_t each = (s->max_context + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    int64_t most = s->limits.max_sequences * each;
+    int64_t twice = 2 * (int64_t)pages + s->limits.max_sequences;
+    s->limits.max_step_pages = (int)(most < twice ? most : twice);
     if (conf->engine_prefix_cache)
         s->limits.n_states += saved_states(s);
     return 0;
@@ -472,7 +478,7 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     s->name = conf->model_name[0] ? strdup(conf->model_name) : name_of_folder(conf->model_path);
     if ((status = progress(&l, "checkpoint")) < 0 || (status = load_model(&l)) < 0 ||
         (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
-        (status = memory_check_start(s, l.err)) < 0 || (status = size_engine(&l)) < 0 ||
+        (status = size_engine(&l)) < 0 || (status = memory_check_start(s, l.err)) < 0 ||
         (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
         (status = start_engine(&l)) < 0 ||
         (s->residence && (status = residence_start(s->residence, l.err)) < 0)) {

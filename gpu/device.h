@@ -9,10 +9,12 @@
  * row-major. Memory given out by alloc_shared is readable and
  * writable by the host and the device at one address: batches, addresses and results travel in it.
  *
- * Results for one row never depend on which other rows are in the batch: the reduction order of
- * every operation is a function of that row's own sequence alone (rows of one prefill segment may
- * share a blocked product, whose blocking depends on the segment's length alone). Thread: engine,
- * but for alloc/free/upload, which any thread may call before serving.              */
+ * Results for one row never depend on what other rows of the batch hold: the reduction order of every
+ * operation is a function of that row's own sequence, and, on a device whose libraries choose by size
+ * (cuda), of the number of rows of the step, which decode steps pad to a few numbers. The host: of the
+ * sequence alone (rows of one prefill segment may share a blocked product, whose blocking depends on
+ * the segment's length alone). Thread: engine, but for alloc/free/upload, which any thread may call
+ * before serving. */
 #ifndef GPU_DEVICE_H
 #define GPU_DEVICE_H
 
@@ -97,7 +99,10 @@ struct device_ops {
     int (*copy)(struct device *dev, void *dst, const void *src, size_t size_bytes, struct stream *);
     /* True: alloc returns memory the host can write, so a file is read straight into it. */
     bool host_addressable;
-    /* Takes what steps of this size need beside the forward pass's own buffers: -ENOMEM. Once. */
+    /* Takes what steps of this size need beside the forward pass's own buffers: -ENOMEM. Once. The
+     * other: how much device memory that is; NULL: none to speak of. */
+    size_t (*reserve_bytes)(const struct device *, const struct model_shape *,
+                            const struct device_limits *);
     int (*reserve)(struct device *, const struct model_shape *, const struct device_limits *);
     /* Fills device memory with values of mean 0 and this deviation, a function of seed and index:
      * random models, without a host copy. dtype BF16, F32 or F8_E4M3. Optional. */

@@ -205,6 +205,7 @@ resolve(struct bench *b, struct row_step *s, int n)
     }
     struct tiers_request request = {.step = s->forward.step,
                                     .n_rows = n,
+                                    .resident = s->forward.engram[0].weights,
                                     .mix = s->mix,
                                     .address = s->address,
                                     .failed = s->failed,
@@ -422,6 +423,41 @@ run_single(struct bench *b, double *ret_figures)
                                 (size_t)repeats * MOST_TOKENS * (size_t)columns * sizeof *row);
 }
 
+/* Whole bundles that lie one behind the other, as in staging: a kernel that reads them where they are,
+ * against one DMA. */
+static void
+run_staging(struct bench *b)
+{
+    const struct engram_shape *e = &b->shape.engram;
+    int (*single)(struct device *, const struct single_rows *, int, double *) = NULL;
+    int (*dma)(struct device *, void *, const void *, size_t, int, double *) = NULL;
+    enum { MOST = 2 * MOST_TOKENS, REPEATS = 21 };
+    size_t bundle = (size_t)engram_bundle_bytes(e), list = (size_t)REPEATS * MOST * sizeof(int64_t);
+    int64_t *row = shared(b, list);
+    void *out = b->device->ops->alloc(b->device, MOST * bundle);
+
+    *(void **)&single = cuda_plugin_symbol("engram_cuda_single_rows");
+    *(void **)&dma = cuda_plugin_symbol("engram_cuda_dma");
+    ASSERT(single && dma && out && MOST * bundle <= b->table.size_bytes);
+    if (!b->o->json)
+        printf("%-26s %12s %12s\n", "staged bundles", "zero copy us", "DMA us");
+    for (int n = 64; n <= MOST; n *= 4) {
+        struct single_rows a = {b->table.host, row, n, (int)bundle, out};
+        double by_kernel, by_dma;
+
+        for (int i = 0; i < REPEATS * n; i++)
+            row[i] = i % n;
+        check(single(b->device, &a, REPEATS, &by_kernel), "zero copy");
+        check(dma(b->device, out, b->table.host, (size_t)n * bundle, REPEATS, &by_dma), "DMA");
+        printf(b->o->json ? "{\"command\": \"staging\", \"bundles\": %d, \"zero_copy_us\": %.2f, "
+                            "\"dma_us\": %.2f}\n"
+                          : "%-26d %12.2f %12.2f\n",
+               n, by_kernel * 1e6, by_dma * 1e6);
+    }
+    b->device->ops->free(b->device, out, MOST * bundle);
+    b->device->ops->free_shared(b->device, row, list);
+}
+
 static void
 usage(FILE *out)
 {
@@ -538,6 +574,7 @@ bench_rows(int argc, char **argv)
     run(&b, "host, hbm store", o.hbm_bytes, true, false, single);
     run(&b, "host, hbm store / 4", o.hbm_bytes / 4, true, false, single);
     run(&b, "device", 0, true, true, single);
+    run_staging(&b);
     for (int i = 0; i < IN_FLIGHT; i++)
         close_step(&b, &b.step[i]);
     b.device->ops->free(b.device, b.out, out_bytes);

@@ -134,8 +134,9 @@ bench_table_to_file(struct bench_table *t, const char *path)
     t->path = strdup(path);
     if (stat(path, &status) == 0 && (uint64_t)status.st_size == t->size_bytes)
         return;
-    pass.fd = open(path, O_CREAT | O_WRONLY | O_DIRECT | O_CLOEXEC, 0644);
-    if (pass.fd < 0 && errno == EINVAL) /* a file system without O_DIRECT */
+    bool aligned = (uintptr_t)t->host % 4096 == 0;
+    pass.fd = aligned ? open(path, O_CREAT | O_WRONLY | O_DIRECT | O_CLOEXEC, 0644) : -1;
+    if (!aligned || (pass.fd < 0 && errno == EINVAL)) /* or a file system without O_DIRECT */
         pass.fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (pass.fd < 0 || ftruncate(pass.fd, (off_t)t->size_bytes) < 0) {
         fprintf(stderr, "engram-bench: %s: %s\n", path, strerror(errno));

@@ -31,8 +31,9 @@ struct options {
 };
 
 struct figures {
-    double seconds;
+    double seconds, limit_s;
     uint64_t in, out;
+    double context; /* tokens in the KV cache, summed over the decode rows */
     float *ttft_ms, *itl_ms;
     int n_ttft, n_itl;
     struct tiers_stats before, after;
@@ -120,6 +121,8 @@ run_requests(struct place *p, const struct options *o, const struct bench_corpus
         struct job *job = make_job(o, t, &random, p->spec.kind == PLACE_NONE);
 
         f->in += (uint64_t)job->n_prompt;
+        f->context += (double)(job->max_tokens - 1) *
+                      (job->n_prompt + (double)job->max_tokens / 2);
         submit(p, t, job);
     }
     while (ended < n) {
@@ -195,6 +198,20 @@ measure(const struct options *o, const struct place_options *po, const struct be
     place_close(&place);
 }
 
+/* The least time its steps can take: weights once a step and the KV cache at the bandwidth, the
+ * prompts' products at the matrix rate, both measured. 0: they are not known. */
+static double
+limit_of(const struct figures *f, const struct model_shape *shape,
+         const struct bench_limits *limits)
+{
+    if (limits->read_bytes_per_s <= 0 || limits->bf16_flop_per_s <= 0)
+        return 0;
+    return (f->steps * (double)bench_weight_bytes(shape) +
+            f->context * (double)bench_kv_bytes(shape)) /
+               limits->read_bytes_per_s +
+           (double)f->in * bench_token_flop(shape) / limits->bf16_flop_per_s;
+}
+
 static int
 by_value(const void *a, const void *b)
 {
@@ -223,6 +240,17 @@ hits(const struct figures *f, int tier)
     return sum;
 }
 
+static double
+gigabytes(const struct figures *f, int tier)
+{
+    double sum = 0;
+
+    for (int order = 0; order < f->after.n_orders; order++)
+        sum += (double)(f->after.tier[tier].set[0][order].bytes -
+                        f->before.tier[tier].set[0][order].bytes);
+    return sum * 1e-9;
+}
+
 static void
 print(const struct options *o, const struct placement_spec *spec, struct figures *f, double base)
 {
@@ -237,15 +265,18 @@ print(const struct options *o, const struct placement_spec *spec, struct figures
                      "\"tokens_per_s\": %.1f, \"ratio\": %.4f, \"seconds\": %.2f, \"in\": %llu, "
                      "\"out\": %llu, \"ttft_p50_ms\": %.1f, \"ttft_p99_ms\": %.1f, "
                      "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
-                     "\"nvme\": %.2f, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
+                     "\"nvme\": %.2f, \"hbm_gb\": %.6f, \"ram_gb\": %.6f, \"nvme_gb\": %.6f, "
+                     "\"limit_s\": %.3f, \"share\": %.4f, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
                      "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f}\n"
                    : "%-11s %-26s %9.1f %7.4f %7.2f %8llu %8llu %8.1f %8.1f %7.2f %7.2f %6.2f "
-                     "%6.2f %6.2f %8.0f %8.1f %7.0f %7.4f %6.4f\n",
+                     "%6.2f %6.2f %7.2f %7.2f %7.2f %7.2f %6.3f %8.0f %8.1f %7.0f %7.4f %6.4f\n",
            o->shape, spec->text, rate, base > 0 ? rate / base : 1, f->seconds,
            (unsigned long long)f->in, (unsigned long long)f->out,
            percentile(f->ttft_ms, f->n_ttft, 0.5), percentile(f->ttft_ms, f->n_ttft, 0.99),
            percentile(f->itl_ms, f->n_itl, 0.5), percentile(f->itl_ms, f->n_itl, 0.99),
-           share[TIER_HBM], share[TIER_RAM], share[TIER_NVME], reads,
+           share[TIER_HBM], share[TIER_RAM], share[TIER_NVME], gigabytes(f, TIER_HBM),
+           gigabytes(f, TIER_RAM), gigabytes(f, TIER_NVME), f->limit_s, f->limit_s / f->seconds,
+           reads,
            f->stall_s * 1e6 / f->steps, f->steps, f->idle, f->syncs);
     fflush(stdout);
 }
@@ -350,10 +381,11 @@ run(const struct options *o)
     struct model_shape shape;
     struct bench_corpus text;
     struct bench_table table;
+    struct bench_limits limits;
     struct err err = ERR_INIT;
     struct place_options po = {.shape = &shape,
                                .prefill_chunk = o->chunk,
-                               .max_queue = o->sequences,
+                               .max_queue = o->sequences > o->warm ? o->sequences : o->warm,
                                .table = &table,
                                .table_path = o->table_path,
                                .metrics = metrics_new()};
@@ -385,20 +417,24 @@ run(const struct options *o)
     if (forward_new(&po.forward, po.device, &shape, &po.limits, &err) < 0 ||
         forward_fill_all(po.forward, 1, &err) < 0)
         bench_fail(o->shape, &err);
+    if (bench_limits(po.device, &limits, &err) < 0)
+        bench_fail("limits", &err);
     bench_table_open(&table, po.device, &shape.engram);
     if (!o->json)
         printf("%s on %s; table %.2f GB, %d heads of %d, layer %d; %d requests of %d to %d tokens "
                "in and out, %d at a time\n%-11s %-26s %9s %7s %7s %8s %8s %8s %8s %7s %7s %6s %6s "
-               "%6s %8s %8s %7s %7s %6s\n",
+               "%6s %7s %7s %7s %7s %6s %8s %8s %7s %7s %6s\n",
                o->shape, bench_device_text(po.device), (double)table.size_bytes * 1e-9, o->heads,
                o->head_dim, o->layer, o->sequences, o->least, o->most, o->streams, "shape",
                "placement", "out tok/s", "ratio", "s", "in", "out", "ttft p50", "ttft p99",
-               "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "reads/s", "us/stall", "steps",
+               "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "hbm GB", "ram GB",
+               "nvme GB", "limit s", "share", "reads/s", "us/stall", "steps",
                "idle", "syncs");
     for (int i = 0; i < o->n_places; i++) {
         struct figures f = {.ttft_ms = ttft, .itl_ms = itl};
 
         measure(o, &po, &text, &o->place[i], &f);
+        f.limit_s = limit_of(&f, &shape, &limits);
         print(o, &o->place[i], &f, base);
         if (base <= 0)
             base = (double)f.out / f.seconds;

@@ -1,8 +1,6 @@
 /* ceilings: see ceilings.h. */
-#include <stdlib.h>
-
 #include "gpu/cuda/ceilings.h"
-#include "gpu/cuda/cuda_state.h"
+#include "gpu/cuda/stopwatch.h"
 
 enum { RUNS = 9, READ_THREADS = 512, READ_LOADS = 8, SIDE = 8192 };
 static const size_t READ_BYTES = (size_t)4 << 30, COPY_BYTES = (size_t)1 << 30;
@@ -30,48 +28,15 @@ __launch_bounds__(READ_THREADS) read_kernel(const uint4 *from, size_t n, uint32_
         *out = sum;
 }
 
-static int
-by_value(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-
-    return (x > y) - (x < y);
-}
-
-struct stopwatch {
-    cudaEvent_t begin, end;
-};
-
-/* Seconds that run(arg) takes on the stream: the median of RUNS, after two that do not count. */
-static double
-time_it(struct cuda_device *cuda, struct stopwatch *watch, int (*run)(struct cuda_device *, void *),
-        void *arg)
-{
-    float ms[RUNS];
-
-    for (int i = -2; i < RUNS; i++) {
-        int result = cudaEventRecord(watch->begin, cuda->stream);
-
-        result |= run(cuda, arg);
-        result |= cudaEventRecord(watch->end, cuda->stream);
-        result |= cudaEventSynchronize(watch->end);
-        if (result != 0 ||
-            (i >= 0 && cudaEventElapsedTime(&ms[i], watch->begin, watch->end) != cudaSuccess))
-            return -1;
-    }
-    qsort(ms, RUNS, sizeof *ms, by_value);
-    return ms[RUNS / 2] * 1e-3;
-}
-
 struct buffers {
     char *device; /* READ_BYTES */
     char *host;   /* COPY_BYTES */
 };
 
 static int
-run_read(struct cuda_device *cuda, void *arg)
+run_read(struct cuda_device *cuda, const void *arg, int i)
 {
-    struct buffers *b = (struct buffers *)arg;
+    const struct buffers *b = (const struct buffers *)arg;
     unsigned blocks = (unsigned)cuda->sm_count * 4;
 
     read_kernel<<<blocks, READ_THREADS, 0, cuda->stream>>>(
@@ -80,9 +45,9 @@ run_read(struct cuda_device *cuda, void *arg)
 }
 
 static int
-run_product(struct cuda_device *cuda, void *arg)
+run_product(struct cuda_device *cuda, const void *arg, int i)
 {
-    struct buffers *b = (struct buffers *)arg;
+    const struct buffers *b = (const struct buffers *)arg;
     size_t matrix = (size_t)SIDE * SIDE * 2;
 
     return cuda_gemm(cuda, b->device, SIDE, false, false, b->device + matrix, b->device + 2 * matrix,
@@ -90,9 +55,9 @@ run_product(struct cuda_device *cuda, void *arg)
 }
 
 static int
-run_copy(struct cuda_device *cuda, void *arg)
+run_copy(struct cuda_device *cuda, const void *arg, int i)
 {
-    struct buffers *b = (struct buffers *)arg;
+    const struct buffers *b = (const struct buffers *)arg;
 
     return cudaMemcpyAsync(b->device, b->host, COPY_BYTES, cudaMemcpyHostToDevice, cuda->stream);
 }
@@ -102,7 +67,7 @@ engram_cuda_ceilings(struct device *dev, struct cuda_ceilings *ret_ceilings)
 {
     struct cuda_device *cuda = cuda_of(dev);
     struct buffers b = {};
-    struct stopwatch watch = {};
+    double read_s = 0, product_s = 0, copy_s = 0;
     int result = 0;
 
     (void)cudaSetDevice(cuda->ordinal);
@@ -110,25 +75,19 @@ engram_cuda_ceilings(struct device *dev, struct cuda_ceilings *ret_ceilings)
     b.host = (char *)cuda_alloc_shared(dev, COPY_BYTES);
     if (!b.device || !b.host)
         result = -ENOMEM;
-    else if (cudaEventCreate(&watch.begin) != cudaSuccess ||
-             cudaEventCreate(&watch.end) != cudaSuccess)
-        result = -EIO;
     if (result == 0) /* zeros would cost less power, and run faster, than numbers do */
         result = cuda_fill_random(dev, b.device, DTYPE_BF16, READ_BYTES / 2, 1, 1.0f);
+    if (result == 0)
+        result = stopwatch_median(cuda, run_read, &b, 2, RUNS, &read_s);
+    if (result == 0)
+        result = stopwatch_median(cuda, run_product, &b, 2, RUNS, &product_s);
+    if (result == 0)
+        result = stopwatch_median(cuda, run_copy, &b, 2, RUNS, &copy_s);
     if (result == 0) {
-        double read_s = time_it(cuda, &watch, run_read, &b);
-        double product_s = time_it(cuda, &watch, run_product, &b);
-        double copy_s = time_it(cuda, &watch, run_copy, &b);
-
         ret_ceilings->read_bytes_per_s = (double)READ_BYTES / read_s;
         ret_ceilings->bf16_flop_per_s = 2.0 * SIDE * SIDE * SIDE / product_s;
         ret_ceilings->to_device_bytes_per_s = (double)COPY_BYTES / copy_s;
-        result = read_s > 0 && product_s > 0 && copy_s > 0 ? 0 : -EIO;
     }
-    if (watch.begin)
-        (void)cudaEventDestroy(watch.begin);
-    if (watch.end)
-        (void)cudaEventDestroy(watch.end);
     if (b.device)
         cuda_free(dev, b.device, READ_BYTES);
     if (b.host)

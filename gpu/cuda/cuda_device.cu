@@ -89,6 +89,7 @@ make_ops(void)
     ops->memory_info = cuda_memory_info;
     ops->host_addressable = false;
     ops->reserve = cuda_reserve;
+    ops->reserve_bytes = cuda_reserve_bytes;
     ops->fill_random = cuda_fill_random;
     ops->kv_page_bytes = cuda_kv_page_bytes;
     ops->begin_step = cuda_begin_step;

@@ -206,6 +206,8 @@ int cuda_sample(struct device *, const float *logits, float *scratch, int vocab,
                 const struct sample_params *params, int n, struct sample_result *results,
                 struct stream *);
 /* step.cu */
+size_t cuda_reserve_bytes(const struct device *, const struct model_shape *,
+                          const struct device_limits *);
 int cuda_reserve(struct device *, const struct model_shape *, const struct device_limits *);
 int cuda_begin_step(struct device *, const struct forward_step *, struct step_view *ret_view,
                     struct stream *);

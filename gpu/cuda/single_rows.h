@@ -1,5 +1,5 @@
-/* single_rows: the obvious way to deliver N-gram rows, to compare with: a kernel that reads each row by
- * itself, wherever it is, pinned host memory included. Not used by any step. */
+/* single_rows: other ways to deliver N-gram rows, to compare with: a kernel that reads each row by itself,
+ * wherever it is, pinned host memory included; and a DMA. Not used by any step. */
 #ifndef GPU_CUDA_SINGLE_ROWS_H
 #define GPU_CUDA_SINGLE_ROWS_H
 
@@ -21,5 +21,13 @@ extern "C"
     int
     engram_cuda_single_rows(struct device *device, const struct single_rows *rows, int repeats,
                             double *ret_seconds);
+
+#ifdef __cplusplus
+extern "C"
+#endif
+    /* Seconds of one DMA of size_bytes from pinned memory to device memory, median of repeats. As above. */
+    int
+    engram_cuda_dma(struct device *device, void *dst, const void *src, size_t size_bytes,
+                    int repeats, double *ret_seconds);
 
 #endif

@@ -195,6 +195,24 @@ max_pieces(const struct device_limits *limits)
     return (size_t)rounded_pieces(most > INT32_MAX / 4 ? INT32_MAX / 4 : (int)most);
 }
 
+size_t
+cuda_reserve_bytes(const struct device *dev, const struct model_shape *shape,
+                   const struct device_limits *limits)
+{
+    size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
+    size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
+
+    return rows * (3 * sizeof(int32_t) + sizeof(struct batch_seq)) +
+           outputs *
+               (sizeof(int32_t) + sizeof(struct sample_params) + sizeof(struct sample_result)) +
+           (size_t)limits->max_step_pages * sizeof(int32_t) +
+           max_pieces(limits) * sizeof(struct cuda_piece) +
+           (size_t)shape->engram.n_layers * cells *
+               (sizeof(struct bundle_address) + sizeof(uint64_t)) +
+           cuda_activation_bytes(shape, limits) + cuda_partial_bytes(shape, limits) +
+           cuda_sample_bytes(shape, limits);
+}
+
 int
 cuda_reserve(struct device *dev, const struct model_shape *shape,
              const struct device_limits *limits)

@@ -373,6 +373,7 @@ ops_sample(void)
     if (!ops_wanted("sample"))
         return;
     check_vocab(1009, 5, false);
+    check_vocab(8192, 3, false); /* two chunks of a scan */
     if (ops_options.quick)
         return;
     check_vocab(17, 33, false);

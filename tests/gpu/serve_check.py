@@ -342,7 +342,11 @@ def serve(args):
         print("ok     SIGTERM: exit status 0")
     else:
         failed.append("exit status")
-        print(f"FAILED exit status {ended}; the last lines:\n" + "\n".join(server.lines[-60:]))
+        found = next((i for i, line in enumerate(server.lines) if "===== " in line and "COMPUTE-SANITIZER" not in line
+                      and line.strip("= ")), None)
+        if found is not None:
+            print("the first finding:\n" + "\n".join(server.lines[found:found + 40]))
+        print(f"FAILED exit status {ended}; the last lines:\n" + "\n".join(server.lines[-20:]))
     for line in server.lines:
         if "ERROR SUMMARY" in line:
             print("# " + line)

@@ -313,6 +313,27 @@ a_sequence_that_does_not_fit_takes_no_page(void **state)
     job_free(job);
 }
 
+static void
+a_step_has_no_more_pages_than_its_lists_have_room_for(void **state)
+{
+    struct bench *b = *state;
+    int all = b->buffer.max_pages;
+
+    (void)put(b, 0, SEQUENCE_DECODE, 7, 1); /* 2 pages with the next row */
+    (void)put(b, 1, SEQUENCE_DECODE, 11, 1); /* 3 */
+    (void)put(b, 2, SEQUENCE_PREFILL, 5, 1); /* 2 */
+    for (int room = 2; room <= 7; room++) {
+        b->buffer.max_pages = room;
+        int n = compose(b, 3);
+
+        /* The oldest is always in; whoever does not fit waits for the next step. */
+        assert_int_equal(b->buffer.forward.batch.n_seqs, room < 4 ? 1 : room < 5 ? 2 : room < 7 ? 2 : 3);
+        assert_int_equal(n, room < 4 ? 1 : room == 4 ? 6 : room < 7 ? 2 : 7);
+        assert_int_equal(b->buffer.seq[0].state_slot, 0);
+    }
+    b->buffer.max_pages = all;
+}
+
 int
 main(void)
 {
@@ -329,6 +350,7 @@ main(void)
         TEST(a_fork_shares_full_pages_and_owns_the_rest),
         TEST(penalties_count_prompt_and_output_apart),
         TEST(a_sequence_that_does_not_fit_takes_no_page),
+        TEST(a_step_has_no_more_pages_than_its_lists_have_room_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

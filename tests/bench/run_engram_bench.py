@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""engram-bench runs, on the CPU and a tiny model: every command prints what it says, and mistakes are named.
+
+  run_engram_bench.py ENGRAM_BENCH
+"""
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TEXT = ["--text", "tests/bench/prose.txt", "--tokenizer", "models/demo/tokenizer.json"]
+ENGRAM = ["--shape", "tiny", "--device", "cpu", "--params", "3e5", "--head-dim", "16", "--heads", "2",
+          "--sequences", "6", "--streams", "3", "--least", "5", "--most", "20", "--chunk", "32", "--kv", "8MiB", "--warm", "2"]
+failed = 0
+
+
+def run(*words):
+    return subprocess.run([str(pathlib.Path(sys.argv[1]).resolve()), *words], cwd=ROOT, capture_output=True, text=True,
+                          timeout=120, check=False)
+
+
+def check(what, right, done):
+    global failed
+    print("ok    " if right else "FAILED", what)
+    if not right:
+        failed += 1
+        print(done.returncode, done.stdout[-400:], done.stderr[-400:])
+
+
+def main():
+    done = run("decode", "--shape", "tiny", "--device", "cpu", "--batch", "1", "--batch", "3", "--context", "70",
+               "--steps", "3", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    check("decode: a line for each batch", [f["batch"] for f in found] == [1, 3] and found[0]["tokens_per_s"] > 0, done)
+    done = run("prefill", "--shape", "tiny", "--device", "cpu", "--tokens", "100", "--chunk", "33", "--json")
+    check("prefill: in chunks that do not divide it", json.loads(done.stdout)["tokens_per_s"] > 0, done)
+    with tempfile.TemporaryDirectory() as folder:
+        places = ["none", "device", "host", "host,hbm=256KiB", "disk,hbm=64KiB,ram=64KiB"]
+        options = [word for place in places for word in ("--place", place)]
+        done = run("text", *TEXT, *ENGRAM, *options, "--table", f"{folder}/table", "--json")
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        check("text: every placement", [f["placement"] for f in found] == places, done)
+        check("text: the same requests in each", len({(f["in"], f["out"]) for f in found}) == 1, done)
+        by_place = {f["placement"]: f for f in found}
+        check("text: shares of the tiers are where the table is",
+              by_place["device"]["hbm"] == 100 and by_place["host"]["ram"] == 100 and
+              by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["host"]["ram_gb"] > 0 and
+              by_place["none"]["hbm"] == 0, done)
+    for words, code, text in ((["decode", "--shape", "qwen9"], 1, "qwen9"), (["decode", "--batch", "0"], 64, "'0'"),
+                              (["decode", "--device", "cuda:x", "--shape", "tiny"], 1, "cuda:x"), (["nothing"], 64, "Usage"),
+                              (["text", *TEXT, "--place", "device,hbm=1GiB"], 1, "nothing to hold"),
+                              (["text", *TEXT, "--place", "host,hbm=much"], 1, "much"),
+                              (["text", "--text", "/nonexistent", "--tokenizer", "x", "--shape", "tiny", "--place", "none"],
+                               1, "/nonexistent")):
+        done = run(*words)
+        check(f"{' '.join(words)[:60]}: refused", done.returncode == code and text in done.stderr, done)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+/* Steps that come in parts: requests that share a flag, requests large enough for several threads, and
+ * memory that comes later. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/pool.h"
+#include "tests/unit/tiering/tiers_fixture.h"
+
+enum { ROWS = 3000, CELLS = ROWS * MAX_ORDERS };
+
+static struct tiers_options options;
+static struct counted_memory hbm, ram;
+static struct tiers *tiers;
+static uint64_t mix[CELLS];
+static struct bundle_address address[CELLS];
+static uint8_t failed[ROWS], skip[ROWS];
+
+/* Memory that is refused until it has been asked for as often as `patience` says. */
+static struct late_memory {
+    struct counted_memory *memory;
+    int patience, asked;
+    bool later;
+} late_hbm, late_ram;
+
+static void *
+late_alloc(void *arg, size_t size)
+{
+    struct late_memory *late = arg;
+
+    if (late->later && ++late->asked % (late->patience + 1))
+        return NULL;
+    return counted_alloc(late->memory, size);
+}
+
+static void
+late_free(void *arg, void *chunk, size_t size)
+{
+    struct late_memory *late = arg;
+
+    counted_free(late->memory, chunk, size);
+}
+
+static bool
+late_later(void *arg)
+{
+    return true;
+}
+
+static void
+prepare(uint64_t hbm_budget, uint64_t ram_budget)
+{
+    memset(held(), 0, sizeof *held());
+    held()->base.ops = &held_ops;
+    hbm = ram = (struct counted_memory){0};
+    late_hbm = (struct late_memory){.memory = &hbm};
+    late_ram = (struct late_memory){.memory = &ram};
+    rng = 1;
+    options = (struct tiers_options){
+        .cold = &held()->base,
+        .hbm_memory = {.alloc = late_alloc, .free = late_free, .arg = &late_hbm},
+        .ram_memory = {.alloc = late_alloc, .free = late_free, .arg = &late_ram},
+        .hbm_budget_bytes = hbm_budget,
+        .ram_budget_bytes = ram_budget,
+        .max_step_rows = ROWS,
+        .steps_in_flight = 2,
+        .gather_threads = 4,
+    };
+    shape_options(&options, 0);
+}
+
+static void
+open_tiers(void)
+{
+    struct err err = ERR_INIT;
+
+    if (tiers_new(&tiers, &options, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void
+close_tiers(void)
+{
+    let_back(HELD_MAX);
+    tiers = tiers_free(tiers);
+    assert_int_equal(hbm.bytes + ram.bytes, 0);
+    free_resident(&options);
+}
+
+/* Cells draw from `different` N-grams. */
+static void
+draw_rows(int n, uint32_t different)
+{
+    for (int i = 0; i < n * MAX_ORDERS; i++)
+        mix[i] = draw(different);
+    memset(address, 0xFF, sizeof address);
+    memset(failed, 0, sizeof failed);
+}
+
+static void
+resolve(uint64_t step, int first, int end, struct flag *flag, uint32_t *unfinished)
+{
+    struct tiers_request request = {.step = step,
+                                    .table = 1,
+                                    .n_rows = end - first,
+                                    .resident = options.resident[1].weights,
+                                    .mix = mix + first * MAX_ORDERS,
+                                    .address = address + first * MAX_ORDERS,
+                                    .failed = failed + first,
+                                    .skip = skip + first,
+                                    .ready = flag,
+                                    .ready_value = step,
+                                    .unfinished = unfinished};
+
+    tiers_resolve(tiers, &request);
+}
+
+static void
+land(void)
+{
+    while (held()->n_held) {
+        let_back(HELD_MAX);
+        (void)tiers_poll(tiers);
+    }
+}
+
+/* As the gather of the step: every bundle is right, promotions are written after all is read. */
+static void
+gather(int n)
+{
+    uint8_t bundle[4096];
+
+    for (int i = 0; i < n * MAX_ORDERS; i++) {
+        if (skip[i / MAX_ORDERS]) {
+            assert_null(address[i].source);
+            continue;
+        }
+        assert_non_null(address[i].source);
+        read_source(&options, 1, i % MAX_ORDERS, mix[i], address[i].source, bundle);
+        expect_bundle(&options, 1, i % MAX_ORDERS, mix[i], bundle);
+    }
+    for (int i = 0; i < n * MAX_ORDERS; i++)
+        if (!skip[i / MAX_ORDERS] && address[i].promote) {
+            read_source(&options, 1, i % MAX_ORDERS, mix[i], address[i].source, bundle);
+            memcpy(address[i].promote, bundle, (size_t)engram_bundle_bytes(&options.engram));
+        }
+}
+
+static void
+requests_that_share_a_flag_raise_it_together(void **state)
+{
+    for (int first_lands = 0; first_lands < 2; first_lands++) {
+        struct flag flag = {0};
+        uint32_t unfinished = 2;
+
+        prepare(0, 0);
+        open_tiers();
+        for (int i = 0; i < 20 * MAX_ORDERS; i++)
+            mix[i] = (uint64_t)i;
+        resolve(1, 10, 20, &flag, &unfinished); /* the rows behind, as the resolver does */
+        assert_int_equal(unfinished, 2);
+        if (first_lands)
+            land();
+        assert_int_equal(unfinished, first_lands ? 1 : 2);
+        assert_int_equal(flag_read(&flag), 0);
+        resolve(1, 0, 10, &flag, &unfinished);
+        assert_int_equal(flag_read(&flag), 0);
+        land();
+        assert_int_equal(unfinished, 0);
+        assert_int_equal(flag_read(&flag), 1);
+        gather(20);
+        tiers_step_done(tiers, 1);
+        close_tiers();
+    }
+}
+
+static void
+a_resident_table_shares_flags_too(void **state)
+{
+    struct flag flag = {0};
+    uint32_t unfinished = 2;
+
+    prepare(0, 0);
+    make_resident(&options, 1, false);
+    open_tiers();
+    draw_rows(200, 1000);
+    resolve(1, 50, 200, &flag, &unfinished);
+    assert_int_equal(flag_read(&flag), 0);
+    resolve(1, 0, 50, &flag, &unfinished);
+    assert_int_equal(flag_read(&flag), 1);
+    gather(200);
+    tiers_step_done(tiers, 1);
+    close_tiers();
+}
+
+/* From the tables' size on everything is a hit; large steps take the way of several threads. */
+static void
+large_steps_are_right(void **state)
+{
+    for (int resident = 0; resident < 2; resident++) {
+        prepare(1 << 20, 1 << 20);
+        if (resident)
+            make_resident(&options, 1, false);
+        open_tiers();
+        assert_int_equal(tiers_pool(tiers) != NULL, resident);
+        for (uint64_t step = 1; step <= 12; step++) {
+            int n = step % 3 == 0 ? 70 : step % 3 == 1 ? ROWS : 1024;
+            struct flag flag = {0};
+
+            draw_rows(n, 5000);
+            for (int row = 0; row < n; row++)
+                skip[row] = draw(10) == 0;
+            resolve(step, 0, n, &flag, NULL);
+            land();
+            assert_int_equal(flag_read(&flag), step);
+            gather(n);
+            tiers_step_done(tiers, step);
+        }
+        memset(skip, 0, sizeof skip);
+        close_tiers();
+    }
+}
+
+static void
+one_request_displaces_a_bounded_part(void **state)
+{
+    struct tiers_stats before, after;
+
+    prepare(200 * 1000, 0);
+    make_resident(&options, 1, false);
+    open_tiers();
+    for (uint64_t step = 1; step <= 4; step++) {
+        struct flag flag = {0};
+
+        for (int i = 0; i < 2 * 2000; i++) /* twice the same, so that every miss is a second one */
+            mix[i] = step <= 2 ? (uint64_t)(i / 2) : 100000 + (uint64_t)(i / 2);
+        tiers_stats(tiers, &before);
+        resolve(step, 0, 2000, &flag, NULL);
+        tiers_stats(tiers, &after);
+        gather(2000);
+        tiers_step_done(tiers, step);
+    }
+    uint64_t displaced = 0;
+    for (int o = 0; o < MAX_ORDERS; o++)
+        displaced += after.tier[TIER_HBM].set[1][o].evictions -
+                     before.tier[TIER_HBM].set[1][o].evictions;
+    assert_true(displaced > 0 && displaced <= 8 + 2 * 2000 / 64);
+    close_tiers();
+}
+
+/* With memory that is there only when asked for the third time: steps are right at once, and in the end
+ * the stores are as full as they would be. */
+static void
+memory_that_comes_later_is_waited_for(void **state)
+{
+    struct tiers_stats stats;
+
+    prepare(1 << 17, 1 << 17);
+    options.row_share = 0.5;
+    options.ram_memory.later = options.hbm_memory.later = late_later;
+    options.max_step_rows = 64;
+    open_tiers();
+    late_hbm.later = late_ram.later = true;
+    late_hbm.patience = late_ram.patience = 2;
+    for (uint64_t step = 1; step <= 400; step++) {
+        struct flag flag = {0};
+
+        draw_rows(20, 3000);
+        resolve(step, 0, 20, &flag, NULL);
+        land();
+        assert_int_equal(flag_read(&flag), step);
+        gather(20);
+        tiers_step_done(tiers, step);
+        (void)tiers_poll(tiers);
+    }
+    tiers_stats(tiers, &stats);
+    assert_true(stats.tier[TIER_HBM].used_bytes > (1 << 17) * 3 / 4);
+    assert_true(stats.slice_bytes > 0);
+    assert_true(stats.tier[TIER_RAM].used_bytes <= 1 << 17);
+    close_tiers();
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(requests_that_share_a_flag_raise_it_together),
+        cmocka_unit_test(a_resident_table_shares_flags_too),
+        cmocka_unit_test(large_steps_are_right),
+        cmocka_unit_test(one_request_displaces_a_bounded_part),
+        cmocka_unit_test(memory_that_comes_later_is_waited_for),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
