@@ -35,6 +35,7 @@ open_rig(bool behind, const char *const *extra, unsigned step_timeout_ms)
     set(r->conf, "tier.hbm.size=16KiB");
     set(r->conf, "tier.ram.size=64KiB");
     set(r->conf, "tier.ram.row_share=0.3");
+    set(r->conf, "tier.ram.tables=no");
     for (; extra && *extra; extra++)
         set(r->conf, *extra);
     r->metrics = metrics_new();

@@ -160,7 +160,7 @@ run_jobs(struct rig *r, const struct rig *expected)
 }
 
 static const char *const options[] = {"engine.kv_size=4MiB", "engine.prefix_cache=false", "tier.ram.size=0B",
-                                      NULL};
+                                      "tier.ram.tables=yes", NULL};
 
 static void
 tables_fit_in_order_of_layer(void **state)
