@@ -90,6 +90,7 @@ struct cuda_steps {
     struct step_copy *current;
     struct step_graph graph[MAX_GRAPHS];
     int n_graphs;
+    unsigned next_graph; /* to be replaced when all are taken */
     struct step_graph *capturing; /* between begin_step and end_step */
     bool no_graphs;               /* capture is not to be had here */
     struct step_clock *clock;     /* device */
@@ -591,9 +592,15 @@ choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_pa
         key.tables = key.tables * 31 + (uintptr_t)step->engram[i].weights;
     struct step_graph *graph = find_graph(s, &key);
 
-    if (!graph && s->n_graphs < MAX_GRAPHS)
-        s->graph[s->n_graphs++].key = key;
-    return graph;
+    if (graph)
+        return graph;
+    /* When all are taken the oldest goes; CUDA frees one that still runs once it has ended. */
+    struct step_graph *place = s->n_graphs < MAX_GRAPHS ? &s->graph[s->n_graphs++]
+                                                        : &s->graph[s->next_graph++ % MAX_GRAPHS];
+    if (place->exec)
+        (void)cudaGraphExecDestroy(place->exec);
+    *place = {key, NULL};
+    return NULL;
 }
 
 int
