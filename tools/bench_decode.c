@@ -94,15 +94,15 @@ measure(struct rig *r, const struct options *o, int batch, const struct bench_li
 }
 
 static void
-print(const struct options *o, const struct figures *f)
+print(const struct options *o, const struct rig *r, const struct figures *f)
 {
     if (o->json)
-        printf("{\"command\": \"decode\", \"shape\": \"%s\", \"batch\": %d, \"context\": %d, "
+        printf("{\"command\": \"decode\", \"device\": \"%s\", \"shape\": \"%s\", \"batch\": %d, \"context\": %d, "
                "\"step_ms\": %.4f, \"tokens_per_s\": %.1f, \"bound_ms\": %.4f, \"share\": %.4f, "
                "\"idle\": %.5f, \"syncs\": %.4f, \"allocs\": %.4f, \"replayed\": %.4f}\n",
-               o->shape, f->batch, o->context, f->step_s * 1e3, f->batch / f->step_s,
-               f->bound_s * 1e3, f->bound_s / f->step_s, f->idle, f->syncs, f->allocs,
-               f->replayed);
+               bench_device_text(r->device), o->shape, f->batch, o->context, f->step_s * 1e3,
+               f->batch / f->step_s, f->bound_s * 1e3, f->bound_s / f->step_s, f->idle, f->syncs,
+               f->allocs, f->replayed);
     else
         printf("%6d %8d %9.3f %10.1f %9.3f %6.1f%% %6.2f%% %6.3f %6.3f %8.1f%%\n", f->batch,
                o->context, f->step_s * 1e3, f->batch / f->step_s, f->bound_s * 1e3,
@@ -186,7 +186,7 @@ bench_decode(int argc, char **argv)
     for (int i = 0; i < o.n_batches; i++) {
         struct figures f = measure(&rig, &o, o.batch[i], &limits);
 
-        print(&o, &f);
+        print(&o, &rig, &f);
     }
     rig_close(&rig);
     return 0;

@@ -115,10 +115,10 @@ bench_prefill(int argc, char **argv)
     double rate = limits.bf16_flop_per_s;
 
     if (o.json)
-        printf("{\"command\": \"prefill\", \"shape\": \"%s\", \"tokens\": %d, \"chunk\": %d, "
+        printf("{\"command\": \"prefill\", \"device\": \"%s\", \"shape\": \"%s\", \"tokens\": %d, \"chunk\": %d, "
                "\"ms\": %.3f, \"tokens_per_s\": %.1f, \"tflops\": %.2f, \"limit_tflops\": %.2f, "
                "\"share\": %.4f, \"share_of_products_alone\": %.4f}\n",
-               o.shape, o.tokens, o.chunk, median * 1e3, n / median,
+               bench_device_text(rig.device), o.shape, o.tokens, o.chunk, median * 1e3, n / median,
                (products + attention) / median * 1e-12, rate * 1e-12,
                rate > 0 ? (products + attention) / median / rate : 0,
                rate > 0 ? products / median / rate : 0);

@@ -29,6 +29,7 @@ enum { MAX_ROUNDS = 100, MAX_STREAMS = 1024, MAX_SAMPLES = 1 << 20 };
 struct options {
     int tokens, prompt_tokens, streams, rounds, prompts;
     const char *text;
+    bool json;
 };
 
 /* Totals of the tiers that a round is charged with. */
@@ -313,9 +314,10 @@ share(const struct placement *p, int tier)
 static void
 print_table(struct placement *placements, int n, const struct options *o)
 {
-    printf("%-11s %9s %7s %8s %8s %8s %8s %6s %6s %6s %9s %9s\n", "placement", "tokens/s", "of hot",
-           "ttft p50", "ttft p99", "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "reads/tok",
-           "stall/tok");
+    if (!o->json)
+        printf("%-11s %9s %7s %8s %8s %8s %8s %6s %6s %6s %9s %9s\n", "placement", "tokens/s",
+               "of hot", "ttft p50", "ttft p99", "itl p50", "itl p99", "hbm %", "ram %", "nvme %",
+               "reads/tok", "stall/tok");
     for (int i = 0; i < n; i++) {
         struct placement *p = &placements[i];
         double ratio[MAX_ROUNDS];
@@ -323,7 +325,12 @@ print_table(struct placement *placements, int n, const struct options *o)
         for (int r = 0; r < o->rounds; r++)
             ratio[r] = p->tokens_per_s[r] / placements[0].tokens_per_s[r];
         printf(
-            "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f %7.1fus\n",
+            o->json ? "{\"command\": \"serve\", \"placement\": \"%s\", \"tokens_per_s\": %.1f, "
+                      "\"of_hot_percent\": %.1f, \"ttft_p50_ms\": %.2f, \"ttft_p99_ms\": %.2f, "
+                      "\"itl_p50_ms\": %.3f, \"itl_p99_ms\": %.3f, \"hbm\": %.2f, \"ram\": %.2f, "
+                      "\"nvme\": %.2f, \"reads_per_token\": %.3f, \"stall_us_per_token\": %.2f}\n"
+                    : "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f "
+                      "%7.1fus\n",
             p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
             (double)percentile(p->ttft_ms, p->n_ttft, 0.5),
             (double)percentile(p->ttft_ms, p->n_ttft, 0.99),
@@ -360,7 +367,8 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
     const struct serving *s = placements[1].serving;
     char hbm[32], ram[32], tables[32], weights[32];
 
-    printf("model %s: weights %s, tables %s; configured: hbm %s, ram %s; %s; %d prompts of %d "
+    if (!o->json)
+        printf("model %s: weights %s, tables %s; configured: hbm %s, ram %s; %s; %d prompts of %d "
            "tokens, %d generated, %d streams, %d rounds\n",
            s->name, byte_size_format(s->weight_bytes, weights, sizeof weights),
            byte_size_format(s->table_bytes, tables, sizeof tables),
@@ -394,7 +402,7 @@ usage(FILE *out)
 {
     fputs("Usage: engram-bench serve [--config FILE] [--set SECTION.KEY=VALUE]... [--tokens N]\n"
           "                          [--prompt-tokens N] [--prompts N] [--streams N] [--rounds N]\n"
-          "                          [--text FILE]\n",
+          "                          [--text FILE] [--json]\n",
           out);
 }
 
@@ -406,7 +414,8 @@ bench_serve(int argc, char **argv)
         {"tokens", 1, NULL, 't'},  {"prompt-tokens", 1, NULL, 'p'},
         {"prompts", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
         {"rounds", 1, NULL, 'r'},  {"text", 1, NULL, 'f'},
-        {"help", 0, NULL, 'h'},    {0}};
+        {"json", 0, NULL, 'j'},    {"help", 0, NULL, 'h'},
+        {0}};
     struct options o = {.tokens = 128,
                         .prompt_tokens = 32,
                         .streams = 1,
@@ -444,6 +453,9 @@ bench_serve(int argc, char **argv)
             break;
         case 'f':
             o.text = optarg;
+            break;
+        case 'j':
+            o.json = true;
             break;
         case 'h':
             usage(stdout);

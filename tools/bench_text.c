@@ -252,7 +252,8 @@ gigabytes(const struct figures *f, int tier)
 }
 
 static void
-print(const struct options *o, const struct placement_spec *spec, struct figures *f, double base)
+print(const struct options *o, const char *device, const struct placement_spec *spec,
+      struct figures *f, double base)
 {
     double all = hits(f, TIER_HBM) + hits(f, TIER_RAM) + hits(f, TIER_NVME);
     double rate = (double)f->out / f->seconds, reads = 0;
@@ -261,7 +262,9 @@ print(const struct options *o, const struct placement_spec *spec, struct figures
     for (int tier = 0; tier < TIER_COUNT; tier++)
         share[tier] = all > 0 ? 100 * hits(f, tier) / all : 0;
     reads = (double)(f->after.nvme.reads - f->before.nvme.reads) / f->seconds;
-    printf(o->json ? "{\"command\": \"text\", \"shape\": \"%s\", \"placement\": \"%s\", "
+    if (o->json)
+        printf("{\"device\": \"%s\", ", device);
+    printf(o->json ? "\"command\": \"text\", \"shape\": \"%s\", \"placement\": \"%s\", "
                      "\"tokens_per_s\": %.1f, \"ratio\": %.4f, \"seconds\": %.2f, \"in\": %llu, "
                      "\"out\": %llu, \"ttft_p50_ms\": %.1f, \"ttft_p99_ms\": %.1f, "
                      "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
@@ -435,7 +438,7 @@ run(const struct options *o)
 
         measure(o, &po, &text, &o->place[i], &f);
         f.limit_s = limit_of(&f, &shape, &limits);
-        print(o, &o->place[i], &f, base);
+        print(o, bench_device_text(po.device), &o->place[i], &f, base);
         if (base <= 0)
             base = (double)f.out / f.seconds;
     }

@@ -36,6 +36,10 @@ def main():
     check("decode: a line for each batch", [f["batch"] for f in found] == [1, 3] and found[0]["tokens_per_s"] > 0, done)
     done = run("prefill", "--shape", "tiny", "--device", "cpu", "--tokens", "100", "--chunk", "33", "--json")
     check("prefill: in chunks that do not divide it", json.loads(done.stdout)["tokens_per_s"] > 0, done)
+    done = run("serve", "--prompts", "2", "--tokens", "8", "--prompt-tokens", "8", "--rounds", "1", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    check("serve: three placements of a checkpoint",
+          [f["placement"] for f in found] == ["all-hot", "configured", "nvme-only"] and found[2]["nvme"] == 100, done)
     with tempfile.TemporaryDirectory() as folder:
         places = ["none", "device", "host", "host,hbm=256KiB", "disk,hbm=64KiB,ram=64KiB"]
         options = [word for place in places for word in ("--place", place)]
