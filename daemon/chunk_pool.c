@@ -7,7 +7,14 @@
 #include "base/check.h"
 #include "daemon/engine.h"
 
-enum { SLAB_BYTES = 2 << 20, SMALL_BYTES = 256 << 10, ALIGNMENT = 4096, MAX_WANTED = 8 };
+enum {
+    SLAB_BYTES = 2 << 20,
+    SMALL_BYTES = 256 << 10,
+    ALIGNMENT = 4096,
+    MAX_WANTED = 8, /* sizes at a time */
+    READY_MOST = 8, /* slabs of one size that nobody has taken anything of */
+    PATIENCE_STEPS = 1024, /* then they go back */
+};
 
 /* Memory of the device: one chunk, or small ones of one size. */
 struct slab {
@@ -138,12 +145,22 @@ take(struct chunk_pool *p, size_t chunk_bytes)
 }
 
 /* Lock held. */
+static int
+n_ready(const struct chunk_pool *p, size_t chunk_bytes)
+{
+    int n = 0;
+
+    for (const struct slab *slab = p->partial; slab; slab = slab->next)
+        n += slab->chunk_bytes == chunk_bytes && slab->n_taken == 0;
+    return n;
+}
+
+/* Lock held. */
 static void
 want(struct chunk_pool *p, size_t chunk_bytes)
 {
-    for (const struct slab *slab = p->partial; slab; slab = slab->next)
-        if (slab->chunk_bytes == chunk_bytes)
-            return; /* it is there, for a later step */
+    if (n_ready(p, chunk_bytes) >= READY_MOST)
+        return; /* they are there, for a later step */
     for (int i = 0; i < p->n_wanted; i++)
         if (p->wanted[i] == chunk_bytes)
             return;
@@ -176,6 +193,17 @@ chunk_alloc(void *arg, size_t size_bytes)
     return chunk;
 }
 
+/* Lock held. The slab has nothing taken and is of no use. */
+static void
+let_go(struct chunk_pool *p, struct slab *slab)
+{
+    unlink_partial(p, slab);
+    (void)tdelete(slab, &p->tree, by_address);
+    slab->next = p->leaving;
+    p->leaving = slab;
+    pthread_cond_signal(&p->work);
+}
+
 static void
 chunk_free(void *arg, void *chunk, size_t size_bytes)
 {
@@ -191,13 +219,8 @@ chunk_free(void *arg, void *chunk, size_t size_bytes)
         (uint32_t)((size_t)((uint8_t *)chunk - slab->memory) / (slab->size_bytes / slab->n_chunks));
     if (slab->n_free == 1)
         link_partial(p, slab);
-    if (--slab->n_taken == 0) {
-        unlink_partial(p, slab);
-        (void)tdelete(slab, &p->tree, by_address);
-        slab->next = p->leaving;
-        p->leaving = slab;
-        pthread_cond_signal(&p->work);
-    }
+    if (--slab->n_taken == 0)
+        let_go(p, slab);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -215,6 +238,11 @@ chunk_begin(void *arg, uint64_t step)
 
     pthread_mutex_lock(&p->lock);
     p->step = step;
+    for (struct slab *slab = p->partial, *next; slab && step % 64 == 0; slab = next) {
+        next = slab->next;
+        if (slab->n_taken == 0 && slab->first_step + PATIENCE_STEPS < step)
+            let_go(p, slab);
+    }
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -235,14 +263,18 @@ do_some_work(struct chunk_pool *p)
     pthread_mutex_unlock(&p->lock);
     struct slab *slab = slab_new(p, size);
     pthread_mutex_lock(&p->lock);
-    for (int i = 1; i < p->n_wanted; i++)
-        p->wanted[i - 1] = p->wanted[i];
-    p->n_wanted--; /* without memory it is wanted again by whoever asks again */
+    if (slab) {
+        /* Behind the newest step there may be others, launched and not begun here. */
+        slab->first_step = p->step + ENGINE_STEPS_IN_FLIGHT;
+        add(p, slab);
+    }
+    if (slab == NULL || n_ready(p, size) >= READY_MOST) {
+        for (int i = 1; i < p->n_wanted; i++)
+            p->wanted[i - 1] = p->wanted[i];
+        p->n_wanted--; /* without memory it is wanted again by whoever asks again */
+    }
     if (slab == NULL)
         return;
-    /* Behind the newest step there may be others, launched and not begun here. */
-    slab->first_step = p->step + ENGINE_STEPS_IN_FLIGHT;
-    add(p, slab);
     pthread_mutex_unlock(&p->lock);
     p->ready(p->arg);
     pthread_mutex_lock(&p->lock);

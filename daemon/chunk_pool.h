@@ -4,8 +4,9 @@
  * A step in flight may be standing before rows that only the resolver can bring, so the resolver calls
  * nothing of the driver: it takes chunks that are ready, and puts back those it needs no more; a
  * thread of the pool's own takes memory from the device and gives it back. What is asked for and not
- * ready is refused for now; the thread gets it and then calls `ready`. At most a chunk of each size that
- * was refused waits ready, so that what is taken beyond the budgets is a few chunks.
+ * ready is refused for now; the thread gets it, and some more, and then calls `ready`. At most eight slabs of a
+ * size wait ready, and go back when nobody has wanted them for a thousand steps: that much may be taken beyond
+ * the budgets for a moment.
  *
  * A step that was launched before memory was there does not touch it: a chunk that comes while steps
  * run is given out from the step on that is launched after it came.
