@@ -76,23 +76,14 @@ kv_need(const struct serving *s)
     return kv + (states ? kv / MEMORY_CHECK_STATE_SHARE : 0);
 }
 
-/* Working memory of a step: the forward pass's and the device's own. */
+/* Working memory of a step. */
 static uint64_t
 step_need(const struct serving *s)
 {
-    const struct forward_limits *l = &s->limits;
-    const struct device_limits limits = {.max_rows = l->max_rows,
-                                         .max_sequences = l->max_sequences,
-                                         .max_outputs = l->max_outputs,
-                                         .n_states = l->n_states,
-                                         .max_step_pages = l->max_step_pages,
-                                         .page_tokens = l->page_tokens};
-    const struct device_ops *ops = s->device->ops;
     struct forward_sizes sizes;
 
-    forward_sizes(s->device, &s->config.shape, l, &sizes);
-    return sizes.scratch_bytes +
-           (ops->reserve_bytes ? ops->reserve_bytes(s->device, &s->config.shape, &limits) : 0);
+    forward_sizes(s->device, &s->config.shape, &s->limits, &sizes);
+    return sizes.scratch_bytes;
 }
 
 /* What runs on a GPU: weights, KV cache and the HBM tier in its memory. `held`: what of them is

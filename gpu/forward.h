@@ -21,7 +21,7 @@ struct forward_limits {
     int max_step_pages; /* entries of all page lists of a step; 0: max_sequences * kv_pages */
 };
 
-/* Bytes of weights, KV, states and scratch this would take, before taking them. Weights as from a
+/* Bytes of weights, KV, states and scratch, the device's own included, this would take, before taking them. Weights as from a
  * BF16 checkpoint; matrices in F32 or F16 take twice as much. */
 struct forward_sizes {
     uint64_t weight_bytes, kv_bytes, state_bytes, scratch_bytes;

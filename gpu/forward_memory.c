@@ -52,6 +52,21 @@ forward_ring_bytes(const struct model_shape *s)
            sizeof(float);
 }
 
+/* max_step_pages 0: every sequence may list every page. */
+static struct device_limits
+device_limits_of(const struct forward_limits *l)
+{
+    int all = l->kv_pages > INT32_MAX / l->max_sequences ? INT32_MAX
+                                                         : l->kv_pages * l->max_sequences;
+
+    return (struct device_limits){.max_rows = l->max_rows,
+                                  .max_sequences = l->max_sequences,
+                                  .max_outputs = l->max_outputs,
+                                  .n_states = l->n_states,
+                                  .max_step_pages = l->max_step_pages ? l->max_step_pages : all,
+                                  .page_tokens = l->page_tokens};
+}
+
 void
 forward_sizes(const struct device *device, const struct model_shape *shape,
               const struct forward_limits *limits, struct forward_sizes *ret_sizes)
@@ -77,6 +92,11 @@ forward_sizes(const struct device *device, const struct model_shape *shape,
         rows * (size_t)shape->head_dim * sizeof(float) +
         engram_layers * rows * hidden * sizeof(float) +
         2 * (size_t)logit_rows_of(device, shape, limits) * (size_t)shape->vocab * sizeof(float);
+    if (device->ops->reserve_bytes) {
+        struct device_limits own = device_limits_of(limits);
+
+        sizes.scratch_bytes += device->ops->reserve_bytes(device, shape, &own);
+    }
     *ret_sizes = sizes;
 }
 
@@ -150,12 +170,7 @@ alloc_step(struct forward *f)
         ok &= (sc->u[i] = ops->alloc(dev, rows * hidden * sizeof(float))) != NULL;
         ok &= (f->state[i] = ops->alloc(dev, f->state_bytes)) != NULL;
     }
-    struct device_limits limits = {.max_rows = f->limits.max_rows,
-                                   .max_sequences = f->limits.max_sequences,
-                                   .max_outputs = f->limits.max_outputs,
-                                   .n_states = f->limits.n_states,
-                                   .max_step_pages = f->limits.max_step_pages,
-                                   .page_tokens = f->limits.page_tokens};
+    struct device_limits limits = device_limits_of(&f->limits);
     ok = ok && ops->reserve(dev, s, &limits) >= 0;
     return ok ? 0 : -ENOMEM;
 }
@@ -206,10 +221,7 @@ forward_new(struct forward **ret_forward, struct device *device, const struct mo
     f->device = device;
     f->shape = *shape;
     f->limits = *limits;
-    if (f->limits.max_step_pages == 0)
-        f->limits.max_step_pages = limits->kv_pages > INT32_MAX / limits->max_sequences
-                                       ? INT32_MAX
-                                       : limits->kv_pages * limits->max_sequences;
+    f->limits.max_step_pages = device_limits_of(limits).max_step_pages;
     f->layer = calloc((size_t)shape->layers, sizeof *f->layer);
     f->group = calloc((size_t)shape->layers, sizeof *f->group);
     (void)pthread_mutex_init(&f->lock, NULL);

@@ -418,8 +418,8 @@ tiers_poll(struct tiers *tiers)
     } while (n > 0);
     if (total > 0)
         tidy(tiers);
-    if (tiers->slice.n_asked < tiers->slice.n_target)
-        row_slice_pump(&tiers->slice); /* memory may have come (chunk_ops.later) */
+    if (tiers->options.ram_memory.later)
+        row_slice_pump(&tiers->slice); /* memory may have come */
     return total;
 }
 

@@ -24,7 +24,6 @@ enum {
     STEP_COPIES = 4,
     MAX_GRAPHS = 1024,
     MAX_SEGMENTS = 12,
-    MAX_ARRAYS = 16 + 2 * SHAPE_MAX_ENGRAM_LAYERS,
     SPREAD_THREADS = 256,
     FINISH_THREADS = 512,
     LIST_BYTES = 1 << 20, /* of biases, counts and bans, to begin with */
@@ -75,14 +74,34 @@ struct step_arrays {
 };
 
 /* Device memory taken by cuda_reserve. */
+enum {
+    ARRAY_TOKEN,
+    ARRAY_POSITION,
+    ARRAY_ROW_SEQ,
+    ARRAY_SEQ,
+    ARRAY_OUTPUT_ROW,
+    ARRAY_PARAMS,
+    ARRAY_RESULTS,
+    ARRAY_PAGES,
+    ARRAY_PIECES,
+    ARRAY_TILES,
+    ARRAY_BLOCK,
+    ARRAY_CLOCK,
+    ARRAY_SLOT_TOKEN,
+    ARRAY_ACTIVATIONS,
+    ARRAY_PARTIAL,
+    ARRAY_SAMPLE,
+    ARRAY_ADDRESS, /* of each Engram layer */
+    ARRAY_MIX = ARRAY_ADDRESS + SHAPE_MAX_ENGRAM_LAYERS,
+    N_ARRAYS = ARRAY_MIX + SHAPE_MAX_ENGRAM_LAYERS,
+};
 struct step_array {
     void *memory;
-    size_t bytes;
+    size_t bytes; /* 0: not there */
 };
 
 struct cuda_steps {
-    struct step_array array[MAX_ARRAYS];
-    int n_arrays;
+    struct step_array array[N_ARRAYS];
     struct step_arrays at;
     size_t copy_bytes;
     struct step_copy copy[STEP_COPIES];
@@ -155,19 +174,6 @@ finish_kernel(struct cuda_block *block, const struct sample_result *results,
 
 /* ------------------------------------------------------------------ memory */
 
-/* Zeroed device memory that cuda_steps_free gives back; NULL and *ok 0 when there is none left. */
-static void *
-device_array(struct cuda_device *cuda, size_t n, size_t element_bytes, int *ok)
-{
-    struct cuda_steps *s = cuda->steps;
-    struct step_array *array = &s->array[s->n_arrays++];
-
-    array->bytes = n * element_bytes + 16;
-    array->memory = cuda_alloc(&cuda->device, array->bytes);
-    *ok &= array->memory != NULL;
-    return array->memory;
-}
-
 static size_t
 align16(size_t bytes)
 {
@@ -196,22 +202,85 @@ max_pieces(const struct device_limits *limits)
     return (size_t)rounded_pieces(most > INT32_MAX / 4 ? INT32_MAX / 4 : (int)most);
 }
 
+static size_t
+max_tiles(const struct device_limits *limits)
+{
+    return (size_t)(limits->max_rows / CUDA_TILE_ROWS) + (size_t)limits->max_sequences + 1;
+}
+
+static void
+size_arrays(const struct model_shape *shape, const struct device_limits *limits,
+            struct step_array *ret_array)
+{
+    size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
+    size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
+    size_t bytes[N_ARRAYS] = {};
+
+    bytes[ARRAY_TOKEN] = bytes[ARRAY_POSITION] = bytes[ARRAY_ROW_SEQ] = rows * sizeof(int32_t);
+    bytes[ARRAY_SEQ] = rows * sizeof(struct batch_seq);
+    bytes[ARRAY_OUTPUT_ROW] = outputs * sizeof(int32_t);
+    bytes[ARRAY_PARAMS] = outputs * sizeof(struct sample_params);
+    bytes[ARRAY_RESULTS] = outputs * sizeof(struct sample_result);
+    bytes[ARRAY_PAGES] = (size_t)limits->max_step_pages * sizeof(int32_t);
+    bytes[ARRAY_PIECES] = max_pieces(limits) * sizeof(struct cuda_piece);
+    bytes[ARRAY_TILES] = max_tiles(limits) * sizeof(struct cuda_tile);
+    bytes[ARRAY_BLOCK] = sizeof(struct cuda_block);
+    bytes[ARRAY_CLOCK] = sizeof(struct step_clock);
+    bytes[ARRAY_SLOT_TOKEN] = ((size_t)limits->n_states + 1) * sizeof(int32_t);
+    bytes[ARRAY_ACTIVATIONS] = cuda_activation_bytes(shape, limits);
+    bytes[ARRAY_PARTIAL] = cuda_partial_bytes(shape, limits);
+    bytes[ARRAY_SAMPLE] = cuda_sample_bytes(shape, limits);
+    for (int i = 0; i < shape->engram.n_layers; i++) {
+        bytes[ARRAY_ADDRESS + i] = cells * sizeof(struct bundle_address);
+        bytes[ARRAY_MIX + i] = cells * sizeof(uint64_t);
+    }
+    for (int i = 0; i < N_ARRAYS; i++) {
+        bool there = i < ARRAY_ADDRESS || (i < ARRAY_MIX ? i - ARRAY_ADDRESS : i - ARRAY_MIX) <
+                                              shape->engram.n_layers;
+
+        ret_array[i] = {NULL, there ? bytes[i] + 16 : 0};
+    }
+}
+
 size_t
 cuda_reserve_bytes(const struct device *dev, const struct model_shape *shape,
                    const struct device_limits *limits)
 {
-    size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
-    size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
+    struct step_array array[N_ARRAYS];
+    size_t sum = 0;
 
-    return rows * (3 * sizeof(int32_t) + sizeof(struct batch_seq)) +
-           outputs *
-               (sizeof(int32_t) + sizeof(struct sample_params) + sizeof(struct sample_result)) +
-           (size_t)limits->max_step_pages * sizeof(int32_t) +
-           max_pieces(limits) * sizeof(struct cuda_piece) +
-           (size_t)shape->engram.n_layers * cells *
-               (sizeof(struct bundle_address) + sizeof(uint64_t)) +
-           cuda_activation_bytes(shape, limits) + cuda_partial_bytes(shape, limits) +
-           cuda_sample_bytes(shape, limits);
+    size_arrays(shape, limits, array);
+    for (int i = 0; i < N_ARRAYS; i++)
+        sum += array[i].bytes;
+    return sum;
+}
+
+static void
+name_arrays(struct cuda_device *cuda)
+{
+    const struct step_array *array = cuda->steps->array;
+    struct step_arrays *at = &cuda->steps->at;
+
+    at->token = (int32_t *)array[ARRAY_TOKEN].memory;
+    at->position = (int32_t *)array[ARRAY_POSITION].memory;
+    at->row_seq = (int32_t *)array[ARRAY_ROW_SEQ].memory;
+    at->seq = (struct batch_seq *)array[ARRAY_SEQ].memory;
+    at->output_row = (int32_t *)array[ARRAY_OUTPUT_ROW].memory;
+    at->params = (struct sample_params *)array[ARRAY_PARAMS].memory;
+    at->results = (struct sample_result *)array[ARRAY_RESULTS].memory;
+    at->pages = (int32_t *)array[ARRAY_PAGES].memory;
+    at->pieces = (struct cuda_piece *)array[ARRAY_PIECES].memory;
+    at->tiles = (struct cuda_tile *)array[ARRAY_TILES].memory;
+    for (int i = 0; i < SHAPE_MAX_ENGRAM_LAYERS; i++) {
+        at->address[i] = (struct bundle_address *)array[ARRAY_ADDRESS + i].memory;
+        at->mix[i] = (uint64_t *)array[ARRAY_MIX + i].memory;
+    }
+    cuda->block = (struct cuda_block *)array[ARRAY_BLOCK].memory;
+    cuda->steps->clock = (struct step_clock *)array[ARRAY_CLOCK].memory;
+    cuda->slot_token = (int32_t *)array[ARRAY_SLOT_TOKEN].memory;
+    cuda->activations = array[ARRAY_ACTIVATIONS].memory;
+    cuda->partial = (float *)array[ARRAY_PARTIAL].memory;
+    cuda->sample_scratch = array[ARRAY_SAMPLE].memory;
 }
 
 int
@@ -221,9 +290,7 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
     struct cuda_device *cuda = cuda_of(dev);
     struct cuda_steps *s = (struct cuda_steps *)calloc(1, sizeof *s);
     size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
-    size_t pages = (size_t)limits->max_step_pages;
-    size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
-    size_t tiles = rows / CUDA_TILE_ROWS + (size_t)limits->max_sequences + 1;
+    size_t pages = (size_t)limits->max_step_pages, tiles = max_tiles(limits);
     int ok = 1;
 
     if (!s || cuda->steps) {
@@ -233,32 +300,16 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
     cuda->steps = s;
     cuda->limits = *limits;
     cuda->shape = *shape;
-    s->at.token = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
-    s->at.position = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
-    s->at.row_seq = (int32_t *)device_array(cuda, rows, sizeof(int32_t), &ok);
-    s->at.seq = (struct batch_seq *)device_array(cuda, rows, sizeof *s->at.seq, &ok);
-    s->at.output_row = (int32_t *)device_array(cuda, outputs, sizeof(int32_t), &ok);
-    s->at.params = (struct sample_params *)device_array(cuda, outputs, sizeof *s->at.params, &ok);
-    s->at.results = (struct sample_result *)device_array(cuda, outputs, sizeof *s->at.results, &ok);
-    s->at.pages = (int32_t *)device_array(cuda, pages, sizeof(int32_t), &ok);
-    s->at.pieces =
-        (struct cuda_piece *)device_array(cuda, max_pieces(limits), sizeof *s->at.pieces, &ok);
-    s->at.tiles = (struct cuda_tile *)device_array(cuda, tiles, sizeof *s->at.tiles, &ok);
-    for (int i = 0; i < shape->engram.n_layers; i++) {
-        s->at.address[i] =
-            (struct bundle_address *)device_array(cuda, cells, sizeof(struct bundle_address), &ok);
-        s->at.mix[i] = (uint64_t *)device_array(cuda, cells, sizeof(uint64_t), &ok);
-    }
-    cuda->block = (struct cuda_block *)device_array(cuda, 1, sizeof *cuda->block, &ok);
-    s->clock = (struct step_clock *)device_array(cuda, 1, sizeof *s->clock, &ok);
-    cuda->slot_token =
-        (int32_t *)device_array(cuda, (size_t)limits->n_states + 1, sizeof(int32_t), &ok);
+    size_arrays(shape, limits, s->array);
+    for (int i = 0; i < N_ARRAYS; i++)
+        if (s->array[i].bytes) {
+            s->array[i].memory = cuda_alloc(dev, s->array[i].bytes);
+            ok &= s->array[i].memory != NULL;
+        }
+    name_arrays(cuda);
     cuda->activations_bytes = cuda_activation_bytes(shape, limits);
-    cuda->activations = device_array(cuda, cuda->activations_bytes, 1, &ok);
     cuda->partial_bytes = cuda_partial_bytes(shape, limits);
-    cuda->partial = (float *)device_array(cuda, cuda->partial_bytes, 1, &ok);
     cuda->sample_scratch_bytes = cuda_sample_bytes(shape, limits);
-    cuda->sample_scratch = device_array(cuda, cuda->sample_scratch_bytes, 1, &ok);
     s->copy_bytes = align16(sizeof(struct cuda_block)) + 3 * align16(rows * sizeof(int32_t)) +
                     align16(rows * sizeof(struct batch_seq)) + align16(outputs * sizeof(int32_t)) +
                     align16(outputs * sizeof(struct sample_params)) +
@@ -294,7 +345,7 @@ cuda_steps_free(struct cuda_device *cuda)
         if (s->copy[i].over)
             (void)cudaEventDestroy(s->copy[i].over);
     }
-    for (int i = 0; i < s->n_arrays; i++)
+    for (int i = 0; i < N_ARRAYS; i++)
         cuda_free(dev, s->array[i].memory, s->array[i].bytes);
     free(s);
     cuda->steps = NULL;
