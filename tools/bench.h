@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "base/shape.h"
+#include "gpu/cuda/counters.h"
 #include "gpu/forward.h"
 
 enum { BENCH_USAGE = 64 };
@@ -43,6 +44,9 @@ struct bench_limits {
     double read_bytes_per_s, bf16_flop_per_s, to_device_bytes_per_s;
 };
 int bench_limits(struct device *device, struct bench_limits *ret_limits, struct err *err);
+
+/* What a GPU has counted of its steps; false, and zeros, for another device. */
+bool bench_counters(struct device *device, struct cuda_counters *ret_counters);
 
 double bench_median(double *values, int n); /* sorts */
 

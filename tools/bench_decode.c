@@ -6,8 +6,6 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "daemon/cuda_plugin.h"
-#include "gpu/cuda/counters.h"
 #include "tools/bench_rig.h"
 
 enum { MAX_BATCHES = 16, ROUNDS = 7 };
@@ -54,17 +52,6 @@ run_steps(struct rig *r, const struct options *o, int batch)
     return (double)(clock_now_ns() - begin) * 1e-9 / o->steps;
 }
 
-static bool
-read_counters(struct rig *r, struct cuda_counters *ret)
-{
-    int (*counters)(struct device *, struct cuda_counters *) = NULL;
-
-    *ret = (struct cuda_counters){0};
-    if (strcmp(r->device->ops->name, "cuda") == 0)
-        *(void **)&counters = cuda_plugin_symbol("engram_cuda_counters");
-    return counters && counters(r->device, ret) == 0;
-}
-
 static struct figures
 measure(struct rig *r, const struct options *o, int batch, const struct bench_limits *limits)
 {
@@ -77,12 +64,12 @@ measure(struct rig *r, const struct options *o, int batch, const struct bench_li
 
     for (int i = 0; i < 2; i++) /* once to see every size, once to capture its graph */
         (void)run_steps(r, o, batch);
-    bool counted = read_counters(r, &before);
+    bool counted = bench_counters(r->device, &before);
     for (int i = 0; i < ROUNDS; i++)
         seconds[i] = run_steps(r, o, batch);
     f.step_s = bench_median(seconds, ROUNDS);
     f.bound_s = limits->read_bytes_per_s > 0 ? bytes / limits->read_bytes_per_s : 0;
-    if (counted && read_counters(r, &after)) {
+    if (counted && bench_counters(r->device, &after)) {
         double span = (double)(after.gpu_span_ns - before.gpu_span_ns);
 
         f.idle = 1 - (double)(after.gpu_busy_ns - before.gpu_busy_ns) / span;

@@ -123,6 +123,17 @@ bench_limits(struct device *device, struct bench_limits *ret_limits, struct err 
     return 0;
 }
 
+bool
+bench_counters(struct device *device, struct cuda_counters *ret_counters)
+{
+    int (*counters)(struct device *, struct cuda_counters *) = NULL;
+
+    *ret_counters = (struct cuda_counters){0};
+    if (strcmp(device->ops->name, "cuda") == 0)
+        *(void **)&counters = cuda_plugin_symbol("engram_cuda_counters");
+    return counters && counters(device, ret_counters) == 0;
+}
+
 static int
 by_value(const void *a, const void *b)
 {

@@ -10,21 +10,18 @@
  * life; only "all hot" runs each round once before it counts. Prints medians over rounds and the
  * ratio to all hot of the same round.    */
 #include <getopt.h>
-#include <poll.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
 #include "conf/conf.h"
 #include "daemon/serving.h"
-#include "tools/bench.h"
+#include "tools/bench_jobs.h"
 
-enum { MAX_ROUNDS = 100, MAX_STREAMS = 1024, MAX_SAMPLES = 1 << 20 };
+enum { MAX_ROUNDS = 100, MAX_STREAMS = 1024 };
 
 struct options {
     int tokens, prompt_tokens, streams, rounds, prompts;
@@ -44,47 +41,19 @@ struct placement {
     struct metrics *metrics;
     struct serving *serving;
     double tokens_per_s[MAX_ROUNDS];
-    float *ttft_ms, *itl_ms;
-    int n_ttft, n_itl;
+    struct bench_latency latency;
     uint64_t n_tokens;
     struct counts before, sum; /* at the start of the round; of all measured rounds */
 };
 
-static int
-by_value(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-
-    return (x > y) - (x < y);
-}
-
-static int
-by_double(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static float
-percentile(float *values, int n, double share)
-{
-    if (n == 0)
-        return 0;
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    int at = (int)(share * (n - 1) + 0.5);
-
-    return values[at];
-}
-
+/* The values stay in their order. */
 static double
 median(const double *values, int n)
 {
     double sorted[MAX_ROUNDS];
 
     memcpy(sorted, values, (size_t)n * sizeof *values);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_double);
-    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+    return bench_median(sorted, n);
 }
 
 struct prompts {
@@ -117,11 +86,6 @@ read_prompts(const struct options *o, const struct serving *serving, struct prom
     }
 }
 
-struct stream {
-    struct job *job;
-    uint64_t last_ns;
-};
-
 /* Prompt i of all rounds: cut at even distances from the text. */
 static struct job *
 make_job(const struct options *o, const struct prompts *p, int i)
@@ -143,20 +107,38 @@ make_job(const struct options *o, const struct prompts *p, int i)
     return job;
 }
 
+/* A round's prompts on their way. */
+struct round {
+    struct placement *p;
+    const struct options *o;
+    const struct prompts *prompts;
+    int first, next, ended; /* number of the round's first prompt; of these, submitted; ended */
+    bool measure;
+    uint64_t tokens;
+};
+
 static void
-submit(struct placement *p, const struct options *o, const struct prompts *prompts, int i)
+submit_next(struct round *r)
 {
-    struct job *job = make_job(o, prompts, i);
-    int32_t *ids = p->serving->compressed ? malloc((size_t)job->n_prompt * sizeof *ids) : NULL;
+    const struct serving *s = r->p->serving;
 
-    for (int k = 0; ids && k < job->n_prompt; k++)
-        ids[k] = p->serving->compressed[job->prompt[k]];
-    if (ids)
-        resolver_prefetch(p->serving->resolver, ids, job->n_prompt);
-    free(ids);
-    int status = engine_submit(p->serving->engine, job);
+    bench_submit(s->engine, s->resolver, s->compressed,
+                 make_job(r->o, r->prompts, r->first + r->next++));
+}
 
-    ASSERT(status == 0);
+static void
+take_event(void *arg, struct job_event *event, uint64_t now_ns)
+{
+    struct round *r = arg;
+
+    if (event->kind != JOB_ENDED) {
+        r->tokens++;
+        bench_latency_token(r->measure ? &r->p->latency : NULL, event->job, now_ns);
+        return;
+    }
+    r->ended++;
+    if (r->next < r->o->prompts)
+        submit_next(r);
 }
 
 /* Serves a round's prompts; returns tokens per second of decoding and prefill together. Round 0 is
@@ -165,55 +147,17 @@ static double
 run_round(struct placement *p, const struct options *o, const struct prompts *prompts, int round,
           bool measure)
 {
-    struct engine *engine = p->serving->engine;
-    struct pollfd readable = {.fd = engine_fd(engine), .events = POLLIN};
-    uint64_t begin = clock_now_ns(), tokens = 0;
-    int first_prompt = round * o->prompts, next = 0, ended = 0;
+    struct round r = {
+        .p = p, .o = o, .prompts = prompts, .first = round * o->prompts, .measure = measure};
+    uint64_t begin = clock_now_ns();
 
-    while (next < o->streams && next < o->prompts)
-        submit(p, o, prompts, first_prompt + next++);
-    while (ended < o->prompts) {
-        struct job_block *block;
-        uint64_t wakes;
-
-        poll(&readable, 1, 1000);
-        if (read(readable.fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN)
-            abort();
-        while ((block = engine_collect(engine)) != NULL) {
-            uint64_t now = clock_now_ns();
-
-            for (int i = 0; i < block->n_events; i++) {
-                struct job *job = block->event[i].job;
-
-                if (block->event[i].kind == JOB_ENDED) {
-                    if (block->event[i].error) {
-                        fprintf(stderr, "engram-bench: %s\n", block->event[i].error_text);
-                        exit(1);
-                    }
-                    job_free(job);
-                    ended++;
-                    if (next < o->prompts)
-                        submit(p, o, prompts, first_prompt + next++);
-                    continue;
-                }
-                tokens++;
-                bool first = job->owner == NULL;
-                double ms =
-                    (double)(now - (first ? job->received_ns : (uint64_t)(uintptr_t)job->owner)) *
-                    1e-6;
-
-                job->owner = (void *)(uintptr_t)now; /* time of the last token */
-                if (measure && first && p->n_ttft < MAX_SAMPLES)
-                    p->ttft_ms[p->n_ttft++] = (float)ms;
-                if (measure && !first && p->n_itl < MAX_SAMPLES)
-                    p->itl_ms[p->n_itl++] = (float)ms;
-            }
-            engine_recycle(engine, block);
-        }
-    }
+    while (r.next < o->streams && r.next < o->prompts)
+        submit_next(&r);
+    while (r.ended < o->prompts)
+        bench_collect(p->serving->engine, take_event, &r);
     if (measure)
-        p->n_tokens += tokens;
-    return (double)tokens / ((double)(clock_now_ns() - begin) * 1e-9);
+        p->n_tokens += r.tokens;
+    return (double)r.tokens / ((double)(clock_now_ns() - begin) * 1e-9);
 }
 
 static void
@@ -251,9 +195,8 @@ load(struct placement *p)
     struct err err = ERR_INIT;
 
     p->metrics = metrics_new();
-    p->ttft_ms = malloc(MAX_SAMPLES * sizeof *p->ttft_ms);
-    p->itl_ms = malloc(MAX_SAMPLES * sizeof *p->itl_ms);
-    ASSERT(p->metrics && p->ttft_ms && p->itl_ms);
+    bench_latency_open(&p->latency);
+    ASSERT(p->metrics);
     if (serving_load(&p->serving, p->conf, p->metrics, &hooks, &err) < 0)
         bench_fail(p->name, &err);
 }
@@ -332,10 +275,10 @@ print_table(struct placement *placements, int n, const struct options *o)
                     : "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f "
                       "%7.1fus\n",
             p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
-            (double)percentile(p->ttft_ms, p->n_ttft, 0.5),
-            (double)percentile(p->ttft_ms, p->n_ttft, 0.99),
-            (double)percentile(p->itl_ms, p->n_itl, 0.5),
-            (double)percentile(p->itl_ms, p->n_itl, 0.99), share(p, TIER_HBM), share(p, TIER_RAM),
+            bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.5),
+            bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.99),
+            bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.5),
+            bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.99), share(p, TIER_HBM), share(p, TIER_RAM),
             share(p, TIER_NVME), (double)p->sum.reads / (double)p->n_tokens,
             (double)p->sum.stall_ns * 1e-3 / (double)p->n_tokens);
     }
@@ -391,8 +334,7 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
         serving_free(placements[i].serving);
         metrics_free(placements[i].metrics);
         conf_free(placements[i].conf);
-        free(placements[i].ttft_ms);
-        free(placements[i].itl_ms);
+        bench_latency_close(&placements[i].latency);
     }
     return 0;
 }

@@ -1,23 +1,19 @@
 /* bench_text: requests of real text through the engine, over a random model, from one placement of
  * the Engram table after another. Prompts are cut from the text, and what is sampled is replaced by
  * the text's continuation, so that N-grams repeat as those of text do. */
-#include <errno.h>
 #include <getopt.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
-#include "daemon/cuda_plugin.h"
-#include "gpu/cuda/counters.h"
 #include "tools/bench_corpus.h"
+#include "tools/bench_jobs.h"
 #include "tools/bench_place.h"
 
-enum { MAX_PLACEMENTS = 16, PAGE_TOKENS = 64, MAX_SAMPLES = 1 << 20 };
+enum { MAX_PLACEMENTS = 16, PAGE_TOKENS = 64 };
 
 struct options {
     const char *shape, *device, *text, *tokenizer, *table_path;
@@ -34,8 +30,8 @@ struct figures {
     double seconds, limit_s;
     uint64_t in, out;
     double context; /* tokens in the KV cache, summed over the decode rows */
-    float *ttft_ms, *itl_ms;
-    int n_ttft, n_itl;
+    struct bench_latency latency;
+    int ended; /* requests */
     struct tiers_stats before, after;
     double stall_s, steps, idle, syncs;
 };
@@ -72,100 +68,42 @@ make_job(const struct options *o, const struct bench_corpus *t, uint64_t *random
     job->max_tokens = n_out;
     job->params = (struct sample_params){.repetition_penalty = 1, .top_p = 1, .forced = -1};
     job->engram_off = engram_off;
+    job->received_ns = clock_now_ns();
     return job;
 }
 
 static void
-submit(struct place *p, const struct bench_corpus *t, struct job *job)
+take_event(void *arg, struct job_event *event, uint64_t now_ns)
 {
-    if (p->spec.kind == PLACE_DISK) {
-        int32_t *ids = malloc((size_t)job->n_prompt * sizeof *ids);
+    struct figures *f = arg;
 
-        ASSERT(ids);
-        for (int k = 0; k < job->n_prompt; k++)
-            ids[k] = t->compressed[job->prompt[k]];
-        resolver_prefetch(p->resolver, ids, job->n_prompt);
-        free(ids);
+    if (event->kind == JOB_ENDED) {
+        f->ended++;
+        return;
     }
-    job->received_ns = clock_now_ns();
-    int status = engine_submit(p->engine, job);
-
-    ASSERT(status == 0);
-}
-
-static void
-take_token(struct figures *f, struct job *job, uint64_t now)
-{
-    bool first = job->owner == NULL;
-    uint64_t since = first ? job->received_ns : (uint64_t)(uintptr_t)job->owner;
-    float ms = (float)((double)(now - since) * 1e-6);
-
-    job->owner = (void *)(uintptr_t)now; /* time of the last token */
     f->out++;
-    if (first && f->n_ttft < MAX_SAMPLES)
-        f->ttft_ms[f->n_ttft++] = ms;
-    if (!first && f->n_itl < MAX_SAMPLES)
-        f->itl_ms[f->n_itl++] = ms;
+    bench_latency_token(&f->latency, event->job, now_ns);
 }
 
 /* All n requests at once; returns when the last one has ended. */
 static void
-run_requests(struct place *p, const struct options *o, const struct bench_corpus *t, int n, uint64_t seed,
-             struct figures *f)
+run_requests(struct place *p, const struct options *o, const struct bench_corpus *t, int n,
+             uint64_t seed, struct figures *f)
 {
-    struct pollfd readable = {.fd = engine_fd(p->engine), .events = POLLIN};
+    const int32_t *planned = p->spec.kind == PLACE_DISK ? t->compressed : NULL;
     uint64_t begin = clock_now_ns(), random = seed;
-    int ended = 0;
 
     for (int i = 0; i < n; i++) {
         struct job *job = make_job(o, t, &random, p->spec.kind == PLACE_NONE);
 
         f->in += (uint64_t)job->n_prompt;
-        f->context += (double)(job->max_tokens - 1) *
-                      (job->n_prompt + (double)job->max_tokens / 2);
-        submit(p, t, job);
+        f->context +=
+            (double)(job->max_tokens - 1) * (job->n_prompt + (double)job->max_tokens / 2);
+        bench_submit(p->engine, p->resolver, planned, job);
     }
-    while (ended < n) {
-        struct job_block *block;
-        uint64_t wakes;
-
-        poll(&readable, 1, 1000);
-        if (read(readable.fd, &wakes, sizeof wakes) < 0 && errno != EAGAIN)
-            abort();
-        while ((block = engine_collect(p->engine)) != NULL) {
-            uint64_t now = clock_now_ns();
-
-            for (int i = 0; i < block->n_events; i++) {
-                struct job_event *event = &block->event[i];
-
-                if (event->kind != JOB_ENDED) {
-                    take_token(f, event->job, now);
-                    continue;
-                }
-                if (event->error) {
-                    fprintf(stderr, "engram-bench: %s\n", event->error_text);
-                    exit(1);
-                }
-                job_free(event->job);
-                ended++;
-            }
-            engine_recycle(p->engine, block);
-        }
-    }
+    while (f->ended < n)
+        bench_collect(p->engine, take_event, f);
     f->seconds = (double)(clock_now_ns() - begin) * 1e-9;
-}
-
-static struct cuda_counters
-read_counters(struct device *device)
-{
-    int (*counters)(struct device *, struct cuda_counters *) = NULL;
-    struct cuda_counters now = {0};
-
-    if (strcmp(device->ops->name, "cuda") == 0)
-        *(void **)&counters = cuda_plugin_symbol("engram_cuda_counters");
-    if (counters)
-        (void)counters(device, &now);
-    return now;
 }
 
 static void
@@ -173,20 +111,24 @@ measure(const struct options *o, const struct place_options *po, const struct be
         const struct placement_spec *spec, struct figures *f)
 {
     struct metrics *m = po->metrics;
-    struct figures warm = {.ttft_ms = f->ttft_ms, .itl_ms = f->itl_ms};
+    struct figures warm = {0};
     struct place place;
 
     place_open(&place, po, spec);
+    bench_latency_open(&warm.latency);
     if (o->warm) /* other parts of the text: graphs are captured, stores are filled */
         run_requests(&place, o, t, o->warm, 1, &warm);
+    bench_latency_close(&warm.latency);
     if (place.resolver)
         resolver_stats(place.resolver, &f->before);
     double stall = metrics_read(m, METRIC_ID_stall_nanoseconds_total, 0);
     double steps = metrics_read(m, METRIC_ID_engine_steps_total, 0);
-    struct cuda_counters before = read_counters(po->device), after;
+    struct cuda_counters before, after;
+
+    (void)bench_counters(po->device, &before);
 
     run_requests(&place, o, t, o->sequences, 2, f);
-    after = read_counters(po->device);
+    (void)bench_counters(po->device, &after);
     f->stall_s = (metrics_read(m, METRIC_ID_stall_nanoseconds_total, 0) - stall) * 1e-9;
     f->steps = metrics_read(m, METRIC_ID_engine_steps_total, 0) - steps;
     if (after.gpu_span_ns > before.gpu_span_ns)
@@ -210,23 +152,6 @@ limit_of(const struct figures *f, const struct model_shape *shape,
             f->context * (double)bench_kv_bytes(shape)) /
                limits->read_bytes_per_s +
            (double)f->in * bench_token_flop(shape) / limits->bf16_flop_per_s;
-}
-
-static int
-by_value(const void *a, const void *b)
-{
-    float x = *(const float *)a, y = *(const float *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double
-percentile(float *values, int n, double share)
-{
-    if (n == 0)
-        return 0;
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    return (double)values[(int)(share * (n - 1) + 0.5)];
 }
 
 static double
@@ -275,8 +200,8 @@ print(const struct options *o, const char *device, const struct placement_spec *
                      "%6.2f %6.2f %7.2f %7.2f %7.2f %7.2f %6.3f %8.0f %8.1f %7.0f %7.4f %6.4f\n",
            o->shape, spec->text, rate, base > 0 ? rate / base : 1, f->seconds,
            (unsigned long long)f->in, (unsigned long long)f->out,
-           percentile(f->ttft_ms, f->n_ttft, 0.5), percentile(f->ttft_ms, f->n_ttft, 0.99),
-           percentile(f->itl_ms, f->n_itl, 0.5), percentile(f->itl_ms, f->n_itl, 0.99),
+           bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.5), bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.99),
+           bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.5), bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.99),
            share[TIER_HBM], share[TIER_RAM], share[TIER_NVME], gigabytes(f, TIER_HBM),
            gigabytes(f, TIER_RAM), gigabytes(f, TIER_NVME), f->limit_s, f->limit_s / f->seconds,
            reads,
@@ -392,10 +317,9 @@ run(const struct options *o)
                                .table = &table,
                                .table_path = o->table_path,
                                .metrics = metrics_new()};
-    float *ttft = malloc(MAX_SAMPLES * sizeof *ttft), *itl = malloc(MAX_SAMPLES * sizeof *itl);
     double base = 0;
 
-    ASSERT(po.metrics && ttft && itl);
+    ASSERT(po.metrics);
     if (bench_shape(o->shape, &shape, &err) < 0)
         bench_fail("--shape", &err);
     bench_add_engram(&shape, o->table_params, o->heads, o->head_dim, o->layer);
@@ -434,21 +358,21 @@ run(const struct options *o)
                "nvme GB", "limit s", "share", "reads/s", "us/stall", "steps",
                "idle", "syncs");
     for (int i = 0; i < o->n_places; i++) {
-        struct figures f = {.ttft_ms = ttft, .itl_ms = itl};
+        struct figures f = {0};
 
+        bench_latency_open(&f.latency);
         measure(o, &po, &text, &o->place[i], &f);
         f.limit_s = limit_of(&f, &shape, &limits);
         print(o, bench_device_text(po.device), &o->place[i], &f, base);
         if (base <= 0)
             base = (double)f.out / f.seconds;
+        bench_latency_close(&f.latency);
     }
     bench_table_close(&table);
     forward_free(po.forward);
     po.device->ops->close(po.device);
     metrics_free(po.metrics);
     bench_corpus_free(&text);
-    free(ttft);
-    free(itl);
 }
 
 int
