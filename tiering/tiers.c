@@ -418,7 +418,7 @@ tiers_poll(struct tiers *tiers)
     } while (n > 0);
     if (total > 0)
         tidy(tiers);
-    if (tiers->options.ram_memory.later)
+    if (tiers->options.ram_memory.later && tiers->slice.n_asked < tiers->slice.n_target)
         row_slice_pump(&tiers->slice); /* memory may have come */
     return total;
 }
