@@ -49,6 +49,7 @@ class Server(Daemon):
 
     def __init__(self, args, device, options=None):
         super().__init__(admin=True)
+        self.args, self.on_cpu = args, device == "cpu"
         self.patience = 900 if args.wrap else 120
         self.few = args.few
         settings = {"device": device, "server.listen": "127.0.0.1:0", "server.admin_socket": self.admin_path,
@@ -249,6 +250,49 @@ def check_long(server):
     return f"{n} prompt tokens, mean log-probability {sum(scores[1:]) / (len(scores) - 1):.3f}"
 
 
+def check_prefix(server):
+    # Chunks end where they ended the first time, so that the last one is the same step.
+    prompt = " ".join((ROOT / "tests" / "bench" / "prose.txt").read_text().split()[3000:3600])
+    before = server.metric("prefix_cache_hit_tokens_total")
+    first = server.ids(prompt, 16)
+    assert server.metric("prefix_cache_hit_tokens_total") == before, "the prompt is not new"
+    again = server.ids(prompt, 16)
+    found = server.metric("prefix_cache_hit_tokens_total") - before
+    assert found >= 256, f"{found} tokens found"
+    assert again == first, "other bits than without the cache"
+    return f"{found:.0f} tokens found, same bits"
+
+
+def check_preemption(server):
+    words = (ROOT / "tests" / "bench" / "prose.txt").read_text().split()
+    prompts = [" ".join(words[i * 50:i * 50 + 8]) for i in range(6)]
+    room = "4MiB" if server.on_cpu else "2MiB"  # 512 tokens; the six take 750 or more
+    with Server(server.args, server.args.device, {"engine.kv_size": room}) as small:
+        alone = [small.complete(p, max_tokens=120, **GREEDY)["choices"][0]["text"] for p in prompts]
+        assert small.metric("preemptions_total") == 0
+        answer = small.complete(prompts, max_tokens=120, **GREEDY)
+        n, times = answer["usage"]["completion_tokens"], small.metric("preemptions_total")
+        assert n == 6 * 120 and times > 0, f"{n} tokens, {times} preemptions"
+        same = sum(c["text"] == text for c, text in zip(answer["choices"], alone, strict=True))
+        # A GPU computes a preempted sequence's tokens again as a prompt, with other roundings.
+        assert not small.on_cpu or same == 6, f"{same} of 6 texts are those of each alone"
+        small.idle(small.patience)
+        assert small.stop() == 0
+    return f"{times:.0f} preemptions, {same} of 6 texts are those of each alone"
+
+
+def check_missing(server):
+    """A device that is not there: what was looked for, what was found, and no daemon."""
+    done = subprocess.run([str(pathlib.Path(server.args.engramd).resolve()), "--config",
+                           str(pathlib.Path(server.args.conf).resolve()), "--set", "device=cuda:99", "--set",
+                           "server.listen=127.0.0.1:0"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=60, check=False)
+    said = re.search(r"device = cuda:99: .*", done.stderr)
+    assert done.returncode == 69 and said, (done.returncode, done.stderr[-400:])
+    assert server.on_cpu or re.search(r"looked for GPU 99, found [1-9]", said[0]), said[0]
+    return said[0][:100]
+
+
 def check_disconnect(server):
     for received in (0, 1):
         connection = server.connect()
@@ -315,6 +359,9 @@ CHECKS = {
     "two streams at once": check_streams,
     "sixteen prompts at once": check_batch,
     "a long prompt in chunks": check_long,
+    "a prompt seen before": check_prefix,
+    "more sequences than KV pages": check_preemption,
+    "a GPU that is missing": check_missing,
     "clients that leave": check_disconnect,
     "tiers resized between requests": check_resize,
     "tiers resized during one": check_resize_under_load,
@@ -328,7 +375,6 @@ def serve(args):
     failed, ended = [], None
     checks = {title: CHECKS[title] for title in (FEW if args.few else CHECKS)}
     server = Server(args, args.device, {"engine.prefill_chunk": FEW_CHUNK} if args.few else None)
-    server.on_cpu = args.device == "cpu"
     server.__enter__()
     try:
         for line in server.lines:
