@@ -468,11 +468,12 @@ serving_free(struct serving *s)
     if (s->cold)
         s->cold->ops->close(s->cold);
     engine_free(s->engine);
+    /* Their threads tell the resolver of memory that has come; the tiers have given theirs back when it stopped. */
+    chunk_pool_free(s->hbm_pool);
+    chunk_pool_free(s->ram_pool);
     resolver_free(s->resolver);
     residence_free(s->residence);
     table_reader_free(s->table_reader);
-    chunk_pool_free(s->hbm_pool);
-    chunk_pool_free(s->ram_pool);
     forward_free(s->forward);
     if (s->device)
         s->device->ops->close(s->device);

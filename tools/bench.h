@@ -37,6 +37,7 @@ double bench_token_flop(const struct model_shape *shape);
 
 /* "cpu", "cuda:N" or "auto". */
 int bench_device(const char *name, struct device **ret_device, struct err *err);
+/* The machine in words: the device, the host's CPUs, its memory. Static. */
 const char *bench_device_text(const struct device *device);
 
 /* The limits of the device, measured now; zeros where nobody can measure them. */
@@ -44,6 +45,14 @@ struct bench_limits {
     double read_bytes_per_s, bf16_flop_per_s, to_device_bytes_per_s;
 };
 int bench_limits(struct device *device, struct bench_limits *ret_limits, struct err *err);
+
+/* The least seconds that `steps` steps can take: weights once a step and the KV cache at the bandwidth, the
+ * prompts' products at the matrix rate. context: tokens in the KV cache, summed over the decode rows. 0: the
+ * limits are not known. */
+double bench_least_seconds(const struct model_shape *shape, const struct bench_limits *limits,
+                           double steps, double context, double prompt_tokens);
+/* least_s of seconds: a number for JSON, 0 where it is not known; percent for a table, "-". */
+const char *bench_share_text(double least_s, double seconds, bool json, char *text, size_t size);
 
 /* What a GPU has counted of its steps; false, and zeros, for another device. */
 bool bench_counters(struct device *device, struct cuda_counters *ret_counters);

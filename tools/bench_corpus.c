@@ -50,8 +50,20 @@ bench_corpus_free(struct bench_corpus *c)
     *c = (struct bench_corpus){0};
 }
 
+enum dtype
+bench_table_dtype(const char *name)
+{
+    if (strcmp(name, "fp8") == 0)
+        return DTYPE_F8_E4M3;
+    if (strcmp(name, "bf16") == 0)
+        return DTYPE_BF16;
+    fprintf(stderr, "engram-bench: '%s' is not fp8 or bf16\n", name);
+    exit(BENCH_USAGE);
+}
+
 void
-bench_add_engram(struct model_shape *s, double params, int heads, int head_dim, int layer)
+bench_add_engram(struct model_shape *s, enum dtype dtype, double params, int heads, int head_dim,
+                 int layer)
 {
     int64_t rows = (int64_t)(params / head_dim / (2.0 * heads));
     int64_t size[SHAPE_MAX_ORDERS] = {rows, rows};
@@ -63,7 +75,7 @@ bench_add_engram(struct model_shape *s, double params, int heads, int head_dim, 
                                       .head_dim = head_dim,
                                       .conv_kernel = 4,
                                       .norm_eps = 1e-5f,
-                                      .table_dtype = DTYPE_F8_E4M3,
+                                      .table_dtype = dtype,
                                       .compressed_vocab = s->vocab};
     s->engram.table[0].layer = layer;
     if (layer >= s->layers)

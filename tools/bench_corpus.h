@@ -15,7 +15,10 @@ void bench_corpus_read(struct bench_corpus *corpus, const char *text_path,
                        const char *tokenizer_path, const struct model_shape *shape);
 void bench_corpus_free(struct bench_corpus *corpus);
 
-/* One Engram layer of orders 2 and 3, FP8 without scales, the table of about `params` parameters. */
-void bench_add_engram(struct model_shape *shape, double params, int heads, int head_dim, int layer);
+/* "fp8" or "bf16", or exit 64. */
+enum dtype bench_table_dtype(const char *name);
+/* One Engram layer of orders 2 and 3, without scales, the table of about `params` parameters. */
+void bench_add_engram(struct model_shape *shape, enum dtype dtype, double params, int heads,
+                      int head_dim, int layer);
 
 #endif

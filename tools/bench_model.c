@@ -3,6 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <unistd.h>
+
+#include "base/byte_size.h"
+#include "base/cpu_count.h"
 #include "daemon/cuda_plugin.h"
 #include "gpu/cuda/ceilings.h"
 #include "gpu/host/host_device.h"
@@ -98,11 +102,37 @@ bench_device(const char *name, struct device **ret_device, struct err *err)
     return err_set(err, EINVAL, "device '%s' is not cpu, cuda:N or auto", name);
 }
 
+/* As the kernel calls it, without what would end a string of JSON. */
+static const char *
+cpu_model(char *model, size_t size)
+{
+    FILE *file = fopen("/proc/cpuinfo", "re");
+    char line[256];
+
+    snprintf(model, size, "unknown");
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+            snprintf(model, size, "%s", strchr(line, ':') + 2);
+            model[strcspn(model, "\n\"\\")] = 0;
+            break;
+        }
+    if (file)
+        fclose(file);
+    return model;
+}
+
 const char *
 bench_device_text(const struct device *device)
 {
-    return strcmp(device->ops->name, "cuda") == 0 ? cuda_plugin_describe(device)
-                                                  : host_device_isa(device);
+    static char text[512];
+    bool cpu = strcmp(device->ops->name, "cpu") == 0;
+    uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    char size[32], model[128];
+
+    snprintf(text, sizeof text, "%s%s; %d CPUs (%s), %s", cpu ? "cpu, " : "",
+             cpu ? host_device_isa(device) : cuda_plugin_describe(device), cpu_count(),
+             cpu_model(model, sizeof model), byte_size_format(memory, size, sizeof size));
+    return text;
 }
 
 int
@@ -121,6 +151,29 @@ bench_limits(struct device *device, struct bench_limits *ret_limits, struct err 
     *ret_limits = (struct bench_limits){ceilings.read_bytes_per_s, ceilings.bf16_flop_per_s,
                                         ceilings.to_device_bytes_per_s};
     return 0;
+}
+
+double
+bench_least_seconds(const struct model_shape *shape, const struct bench_limits *limits,
+                    double steps, double context, double prompt_tokens)
+{
+    if (limits->read_bytes_per_s <= 0 || limits->bf16_flop_per_s <= 0)
+        return 0;
+    return (steps * (double)bench_weight_bytes(shape) + context * (double)bench_kv_bytes(shape)) /
+               limits->read_bytes_per_s +
+           prompt_tokens * bench_token_flop(shape) / limits->bf16_flop_per_s;
+}
+
+const char *
+bench_share_text(double least_s, double seconds, bool json, char *text, size_t size)
+{
+    if (json)
+        snprintf(text, size, "%.4f", least_s / seconds);
+    else if (least_s > 0)
+        snprintf(text, size, "%.1f%%", 100 * least_s / seconds);
+    else
+        snprintf(text, size, "-");
+    return text;
 }
 
 bool

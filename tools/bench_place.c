@@ -131,9 +131,9 @@ place_close(struct place *p)
     if (p->cold)
         p->cold->ops->close(p->cold);
     engine_free(p->engine);
-    resolver_free(p->resolver);
-    chunk_pool_free(p->hbm_pool);
+    chunk_pool_free(p->hbm_pool); /* they notify the resolver */
     chunk_pool_free(p->ram_pool);
+    resolver_free(p->resolver);
     bench_table_drop_device(p->options->table);
     *p = (struct place){0};
 }

@@ -24,6 +24,7 @@ enum { MOST_TOKENS = 8192, ROUNDS = 41, IN_FLIGHT = 2, WARM_STEPS = 160 };
 struct options {
     const char *text, *tokenizer, *device;
     double params;
+    enum dtype table_dtype;
     int heads, head_dim;
     uint64_t hbm_bytes;
     int threads, in_place; /* as in struct tiers_options */
@@ -268,6 +269,16 @@ nothing(void *arg)
 {
 }
 
+/* Of JSON: the machine and the table; the rest of the object is to follow. */
+static void
+begin_line(const struct bench *b)
+{
+    if (b->o->json)
+        printf("{\"device\": \"%s\", \"table_gb\": %.3f, \"table_dtype\": \"%s\", ",
+               bench_device_text(b->device), (double)b->table.size_bytes * 1e-9,
+               dtype_name(b->o->table_dtype));
+}
+
 static void
 count_hits(struct bench *b, double *ret_share)
 {
@@ -328,7 +339,8 @@ run(struct bench *b, const char *name, uint64_t hbm_bytes, bool tiers, bool on_d
         rounds[i] = interval(b, MOST_TOKENS, 8);
     figures[2] = bench_median(rounds, 5);
     count_hits(b, &share);
-    printf(b->o->json ? "{\"command\": \"rows\", \"placement\": \"%s\", \"hbm_share\": %.4f, "
+    begin_line(b);
+    printf(b->o->json ? "\"command\": \"rows\", \"placement\": \"%s\", \"hbm_share\": %.4f, "
                         "\"us_64\": %.2f, \"us_512\": %.2f, \"host_us_64\": %.2f, "
                         "\"host_us_512\": %.2f, \"rows_per_s_8192\": %.0f, "
                         "\"times_single\": %.3f, \"gb_per_s\": %.2f}\n"
@@ -381,7 +393,8 @@ run_single(struct bench *b, double *ret_figures)
         check(single(b->device, &a, repeats, &seconds), "the single-row kernel");
         ret_figures[size] = size == 2 ? (double)a.n_rows / seconds : seconds;
     }
-    printf(b->o->json ? "{\"command\": \"rows\", \"placement\": \"%s\", "
+    begin_line(b);
+    printf(b->o->json ? "\"command\": \"rows\", \"placement\": \"%s\", "
                         "\"us_64\": %.2f, \"us_512\": %.2f, \"rows_per_s_8192\": %.0f, "
                         "\"times_single\": 1, \"gb_per_s\": %.2f}\n"
                       : "%-26s       - %9.1f %9.1f         -         - %14.0f     1.00 %8.2f\n",
@@ -393,36 +406,45 @@ run_single(struct bench *b, double *ret_figures)
 }
 
 /* Whole bundles that lie one behind the other, as in staging: a kernel that reads them where they are,
- * against one DMA. */
+ * against one DMA and the same kernel reading its copy. */
 static void
 run_staging(struct bench *b)
 {
     const struct engram_shape *e = &b->shape.engram;
     int (*single)(struct device *, const struct single_rows *, int, double *) = NULL;
-    int (*dma)(struct device *, void *, const void *, size_t, int, double *) = NULL;
+    int (*dma)(struct device *, void *, const void *, size_t, const struct single_rows *, int,
+               double *) = NULL;
     enum { MOST = 2 * MOST_TOKENS, REPEATS = 21 };
     size_t bundle = (size_t)engram_bundle_bytes(e), list = (size_t)REPEATS * MOST * sizeof(int64_t);
     int64_t *row = shared(b, list);
     void *out = b->device->ops->alloc(b->device, MOST * bundle);
+    void *copy = b->device->ops->alloc(b->device, MOST * bundle);
 
     *(void **)&single = cuda_plugin_symbol("engram_cuda_single_rows");
     *(void **)&dma = cuda_plugin_symbol("engram_cuda_dma");
-    ASSERT(single && dma && out && MOST * bundle <= b->table.size_bytes);
+    ASSERT(single && dma && out && copy && MOST * bundle <= b->table.size_bytes);
     if (!b->o->json)
-        printf("%-26s %12s %12s\n", "staged bundles", "zero copy us", "DMA us");
+        printf("%-26s %12s %12s %16s\n", "staged bundles", "zero copy us", "DMA alone us",
+               "DMA + gather us");
     for (int n = 64; n <= MOST; n *= 4) {
-        struct single_rows a = {b->table.host, row, n, (int)bundle, out};
-        double by_kernel, by_dma;
+        struct single_rows in_place = {b->table.host, row, n, (int)bundle, out};
+        struct single_rows gather = {copy, row, n, (int)bundle, out};
+        size_t size = (size_t)n * bundle;
+        double by_kernel, by_dma, by_both;
 
         for (int i = 0; i < REPEATS * n; i++)
             row[i] = i % n;
-        check(single(b->device, &a, REPEATS, &by_kernel), "zero copy");
-        check(dma(b->device, out, b->table.host, (size_t)n * bundle, REPEATS, &by_dma), "DMA");
-        printf(b->o->json ? "{\"command\": \"staging\", \"bundles\": %d, \"zero_copy_us\": %.2f, "
-                            "\"dma_us\": %.2f}\n"
-                          : "%-26d %12.2f %12.2f\n",
-               n, by_kernel * 1e6, by_dma * 1e6);
+        check(single(b->device, &in_place, REPEATS, &by_kernel), "zero copy");
+        check(dma(b->device, copy, b->table.host, size, NULL, REPEATS, &by_dma), "DMA");
+        check(dma(b->device, copy, b->table.host, size, &gather, REPEATS, &by_both), "DMA and gather");
+        begin_line(b);
+        printf(b->o->json ? "\"command\": \"staging\", \"bundles\": %d, \"bundle_bytes\": %zu, "
+                            "\"zero_copy_us\": %.2f, \"dma_alone_us\": %.2f, "
+                            "\"dma_gather_us\": %.2f}\n"
+                          : "%-10d of %5zu bytes  %12.2f %12.2f %16.2f\n",
+               n, bundle, by_kernel * 1e6, by_dma * 1e6, by_both * 1e6);
     }
+    b->device->ops->free(b->device, copy, MOST * bundle);
     b->device->ops->free(b->device, out, MOST * bundle);
     b->device->ops->free_shared(b->device, row, list);
 }
@@ -431,8 +453,8 @@ static void
 usage(FILE *out)
 {
     fputs("Usage: engram-bench rows --text FILE --tokenizer FILE [--device cuda:N] [--params N]\n"
-          "                         [--heads N] [--head-dim N] [--hbm SIZE] [--threads N]\n"
-          "                         [--in-place N] [--json]\n",
+          "                         [--table-dtype fp8|bf16] [--heads N] [--head-dim N] [--hbm SIZE]\n"
+          "                         [--threads N] [--in-place N] [--json]\n",
           out);
 }
 
@@ -443,7 +465,7 @@ parse(struct options *o, int argc, char **argv)
         {"text", 1, NULL, 't'},   {"tokenizer", 1, NULL, 'T'}, {"device", 1, NULL, 'd'},
         {"params", 1, NULL, 'P'}, {"heads", 1, NULL, 'H'},     {"head-dim", 1, NULL, 'D'},
         {"threads", 1, NULL, 'n'}, {"in-place", 1, NULL, 'i'},
-        {"hbm", 1, NULL, 'b'},    {"json", 0, NULL, 'j'},      {"help", 0, NULL, 'h'},
+        {"table-dtype", 1, NULL, 'y'}, {"hbm", 1, NULL, 'b'},    {"json", 0, NULL, 'j'},      {"help", 0, NULL, 'h'},
         {0}};
     struct err err = ERR_INIT;
 
@@ -460,6 +482,9 @@ parse(struct options *o, int argc, char **argv)
             break;
         case 'P':
             o->params = strtod(optarg, NULL);
+            break;
+        case 'y':
+            o->table_dtype = bench_table_dtype(optarg);
             break;
         case 'H':
             o->heads = bench_number(optarg, 1, SHAPE_MAX_HEADS_PER_NGRAM);
@@ -494,6 +519,7 @@ bench_rows(int argc, char **argv)
 {
     struct options o = {.device = "auto",
                         .params = 16e9,
+                        .table_dtype = DTYPE_F8_E4M3,
                         .heads = 8,
                         .head_dim = 160,
                         .hbm_bytes = (uint64_t)1 << 30};
@@ -507,7 +533,7 @@ bench_rows(int argc, char **argv)
     }
     if (bench_shape("qwen3-0.6b", &b.shape, &err) < 0)
         bench_fail("shape", &err);
-    bench_add_engram(&b.shape, o.params, o.heads, o.head_dim, 1);
+    bench_add_engram(&b.shape, o.table_dtype, o.params, o.heads, o.head_dim, 1);
     bench_corpus_read(&b.corpus, o.text, o.tokenizer, &b.shape);
     int64_t wanted = (int64_t)MOST_TOKENS * (WARM_STEPS + 5 * 8) + ROUNDS * (64 + 512) + 64;
     if (b.corpus.n_ids < wanted) {
@@ -531,10 +557,11 @@ bench_rows(int argc, char **argv)
     b.out = b.device->ops->alloc(b.device, out_bytes);
     ASSERT(b.out);
     if (!o.json)
-        printf("%s; table %.2f GB, %d heads of %d for each of %d orders; single rows: the kernel's "
+        printf("%s; table %.2f GB of %s, %d heads of %d for each of %d orders; single rows: the kernel's "
                "own time, keys on the device; ours: from the keys on the host\n%-26s %7s %9s %9s "
                "%9s %9s %14s %8s %8s\n",
-               bench_device_text(b.device), (double)b.table.size_bytes * 1e-9, o.heads, o.head_dim,
+               bench_device_text(b.device), (double)b.table.size_bytes * 1e-9,
+               dtype_name(o.table_dtype), o.heads, o.head_dim,
                b.shape.engram.max_order - 1, "placement", "in hbm", "us at 64", "us at 512", "host 64",
                "host 512", "rows/s at 8192", "times", "GB/s");
     run_single(&b, single);

@@ -31,7 +31,7 @@ struct options {
 
 /* Totals of the tiers that a round is charged with. */
 struct counts {
-    uint64_t hits[TIER_COUNT], reads, stall_ns;
+    uint64_t hits[TIER_COUNT], bytes[TIER_COUNT], reads, stall_ns, steps;
 };
 
 /* One placement and what was measured of it. */
@@ -43,6 +43,7 @@ struct placement {
     double tokens_per_s[MAX_ROUNDS];
     struct bench_latency latency;
     uint64_t n_tokens;
+    double seconds;
     struct counts before, sum; /* at the start of the round; of all measured rounds */
 };
 
@@ -155,9 +156,12 @@ run_round(struct placement *p, const struct options *o, const struct prompts *pr
         submit_next(&r);
     while (r.ended < o->prompts)
         bench_collect(p->serving->engine, take_event, &r);
-    if (measure)
+    double seconds = (double)(clock_now_ns() - begin) * 1e-9;
+    if (measure) {
         p->n_tokens += r.tokens;
-    return (double)r.tokens / ((double)(clock_now_ns() - begin) * 1e-9);
+        p->seconds += seconds;
+    }
+    return (double)r.tokens / seconds;
 }
 
 static void
@@ -216,15 +220,19 @@ take_counts(const struct placement *p, struct counts *ret_counts)
 {
     struct tiers_stats stats = {0};
 
-    *ret_counts = (struct counts){.stall_ns = stalls(p)};
+    *ret_counts = (struct counts){
+        .stall_ns = stalls(p),
+        .steps = (uint64_t)metrics_read(p->metrics, METRIC_ID_engine_steps_total, 0)};
     if (p->serving->resolver == NULL)
         return;
     resolver_stats(p->serving->resolver, &stats);
     ret_counts->reads = stats.nvme.reads;
     for (int tier = 0; tier < TIER_COUNT; tier++)
         for (int t = 0; t < stats.n_tables; t++)
-            for (int o = 0; o < stats.n_orders; o++)
+            for (int o = 0; o < stats.n_orders; o++) {
                 ret_counts->hits[tier] += stats.tier[tier].set[t][o].hits;
+                ret_counts->bytes[tier] += stats.tier[tier].set[t][o].bytes;
+            }
 }
 
 static void
@@ -242,8 +250,11 @@ end_counting(struct placement *p)
     take_counts(p, &now);
     p->sum.stall_ns += now.stall_ns - p->before.stall_ns;
     p->sum.reads += now.reads - p->before.reads;
-    for (int tier = 0; tier < TIER_COUNT; tier++)
+    p->sum.steps += now.steps - p->before.steps;
+    for (int tier = 0; tier < TIER_COUNT; tier++) {
         p->sum.hits[tier] += now.hits[tier] - p->before.hits[tier];
+        p->sum.bytes[tier] += now.bytes[tier] - p->before.bytes[tier];
+    }
 }
 
 static double
@@ -254,34 +265,83 @@ share(const struct placement *p, int tier)
     return all ? 100.0 * (double)p->sum.hits[tier] / (double)all : 0;
 }
 
+/* The least time of the measured rounds: half of a job's tokens are in front of a decode row, on average. */
+static double
+least_seconds(const struct placement *p, const struct options *o, const struct bench_limits *limits)
+{
+    double jobs = (double)o->rounds * o->prompts, decoded = (double)p->n_tokens - jobs;
+    double context = decoded * (o->prompt_tokens + (double)p->n_tokens / jobs / 2);
+
+    return bench_least_seconds(&p->serving->config.shape, limits, (double)p->sum.steps, context,
+                               jobs * o->prompt_tokens);
+}
+
+static double
+megabytes(const struct placement *p, int tier)
+{
+    return (double)p->sum.bytes[tier] * 1e-6;
+}
+
 static void
-print_table(struct placement *placements, int n, const struct options *o)
+print_placement(struct placement *p, const struct placement *hot, const struct options *o,
+                const char *machine, const struct bench_limits *limits)
+{
+    const struct serving *s = p->serving;
+    double ratio[MAX_ROUNDS], least_s = least_seconds(p, o, limits);
+    char least[16];
+
+    for (int r = 0; r < o->rounds; r++)
+        ratio[r] = p->tokens_per_s[r] / hot->tokens_per_s[r];
+    if (o->json)
+        printf("{\"command\": \"serve\", \"device\": \"%s\", \"shape\": \"%s\", \"hbm_size\": %llu, "
+               "\"ram_size\": %llu, \"table_size\": %llu, \"seconds\": %.3f, \"steps\": %llu, ",
+               machine, s->name, (unsigned long long)p->conf->tier_hbm_size,
+               (unsigned long long)p->conf->tier_ram_size, (unsigned long long)s->table_bytes,
+               p->seconds, (unsigned long long)p->sum.steps);
+    printf(o->json ? "\"placement\": \"%s\", \"tokens_per_s\": %.1f, \"of_hot_percent\": %.1f, "
+                     "\"ttft_p50_ms\": %.2f, \"ttft_p99_ms\": %.2f, \"itl_p50_ms\": %.3f, "
+                     "\"itl_p99_ms\": %.3f, \"hbm\": %.2f, \"ram\": %.2f, \"nvme\": %.2f, "
+                     "\"hbm_mb\": %.4f, \"ram_mb\": %.4f, \"nvme_mb\": %.4f, "
+                     "\"reads_per_token\": %.3f, \"stall_us_per_token\": %.2f, "
+                     "\"limit_s\": %.4f, \"share\": %s}\n"
+                   : "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %8.2f "
+                     "%8.2f %8.2f %9.2f %7.1fus %8.3f %6s\n",
+           p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
+           bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.5),
+           bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.99),
+           bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.5),
+           bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.99), share(p, TIER_HBM),
+           share(p, TIER_RAM), share(p, TIER_NVME), megabytes(p, TIER_HBM), megabytes(p, TIER_RAM),
+           megabytes(p, TIER_NVME), (double)p->sum.reads / (double)p->n_tokens,
+           (double)p->sum.stall_ns * 1e-3 / (double)p->n_tokens, least_s,
+           bench_share_text(least_s, p->seconds, o->json, least, sizeof least));
+}
+
+static void
+print_table(struct placement *placements, int n, const struct options *o, const char *machine,
+            const struct bench_limits *limits)
 {
     if (!o->json)
-        printf("%-11s %9s %7s %8s %8s %8s %8s %6s %6s %6s %9s %9s\n", "placement", "tokens/s",
-               "of hot", "ttft p50", "ttft p99", "itl p50", "itl p99", "hbm %", "ram %", "nvme %",
-               "reads/tok", "stall/tok");
-    for (int i = 0; i < n; i++) {
-        struct placement *p = &placements[i];
-        double ratio[MAX_ROUNDS];
+        printf("%-11s %9s %7s %8s %8s %8s %8s %6s %6s %6s %8s %8s %8s %9s %9s %8s %6s\n",
+               "placement", "tokens/s", "of hot", "ttft p50", "ttft p99", "itl p50", "itl p99",
+               "hbm %", "ram %", "nvme %", "hbm MB", "ram MB", "nvme MB", "reads/tok", "stall/tok",
+               "limit s", "share");
+    for (int i = 0; i < n; i++)
+        print_placement(&placements[i], &placements[0], o, machine, limits);
+}
 
-        for (int r = 0; r < o->rounds; r++)
-            ratio[r] = p->tokens_per_s[r] / placements[0].tokens_per_s[r];
-        printf(
-            o->json ? "{\"command\": \"serve\", \"placement\": \"%s\", \"tokens_per_s\": %.1f, "
-                      "\"of_hot_percent\": %.1f, \"ttft_p50_ms\": %.2f, \"ttft_p99_ms\": %.2f, "
-                      "\"itl_p50_ms\": %.3f, \"itl_p99_ms\": %.3f, \"hbm\": %.2f, \"ram\": %.2f, "
-                      "\"nvme\": %.2f, \"reads_per_token\": %.3f, \"stall_us_per_token\": %.2f}\n"
-                    : "%-11s %9.1f %6.1f%% %6.2fms %6.2fms %6.3fms %6.3fms %6.1f %6.1f %6.1f %9.2f "
-                      "%7.1fus\n",
-            p->name, median(p->tokens_per_s, o->rounds), 100 * median(ratio, o->rounds),
-            bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.5),
-            bench_percentile(p->latency.ttft_ms, p->latency.n_ttft, 0.99),
-            bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.5),
-            bench_percentile(p->latency.itl_ms, p->latency.n_itl, 0.99), share(p, TIER_HBM), share(p, TIER_RAM),
-            share(p, TIER_NVME), (double)p->sum.reads / (double)p->n_tokens,
-            (double)p->sum.stall_ns * 1e-3 / (double)p->n_tokens);
-    }
+/* Before the models are there: a GPU's limits are measured with some GiB of its memory. */
+static void
+look_at_machine(const char *device_name, char *text, size_t size, struct bench_limits *ret_limits)
+{
+    struct device *device;
+    struct err err = ERR_INIT;
+
+    if (bench_device(device_name, &device, &err) < 0 ||
+        bench_limits(device, ret_limits, &err) < 0)
+        bench_fail("device", &err);
+    snprintf(text, size, "%s", bench_device_text(device));
+    device->ops->close(device);
 }
 
 static int
@@ -290,12 +350,14 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
     static struct placement placements[3];
     static const char *const names[] = {"all-hot", "configured", "nvme-only"};
     struct prompts prompts;
-    char size[64];
+    struct bench_limits limits;
+    char size[64], machine[512];
 
     for (int i = 0; i < 3; i++) {
         placements[i].name = names[i];
         placements[i].conf = read_conf(config, sets, n_sets);
     }
+    look_at_machine(placements[0].conf->device, machine, sizeof machine, &limits);
     set(placements[0].conf, "tier.ram.size=0B");
     set(placements[2].conf, "tier.ram.size=0B");
     set(placements[2].conf, "tier.hbm.size=0B");
@@ -316,7 +378,7 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
            s->name, byte_size_format(s->weight_bytes, weights, sizeof weights),
            byte_size_format(s->table_bytes, tables, sizeof tables),
            byte_size_format(s->conf->tier_hbm_size, hbm, sizeof hbm),
-           byte_size_format(s->conf->tier_ram_size, ram, sizeof ram), s->conf->device, o->prompts,
+           byte_size_format(s->conf->tier_ram_size, ram, sizeof ram), machine, o->prompts,
            o->prompt_tokens, o->tokens, o->streams, o->rounds);
     for (int i = 0; i < 3; i++)
         run_round(&placements[i], o, &prompts, 0, false);
@@ -328,7 +390,7 @@ serve(const char *config, char *const *sets, int n_sets, const struct options *o
             placements[i].tokens_per_s[r - 1] = run_round(&placements[i], o, &prompts, r, true);
             end_counting(&placements[i]);
         }
-    print_table(placements, 3, o);
+    print_table(placements, 3, o, machine, &limits);
     free(prompts.ids);
     for (int i = 0; i < 3; i++) {
         serving_free(placements[i].serving);

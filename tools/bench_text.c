@@ -20,6 +20,7 @@ struct options {
     struct placement_spec place[MAX_PLACEMENTS];
     int n_places;
     double table_params;
+    enum dtype table_dtype;
     int head_dim, heads, layer;
     int sequences, streams, least, most, chunk, warm;
     uint64_t kv_bytes;
@@ -140,20 +141,6 @@ measure(const struct options *o, const struct place_options *po, const struct be
     place_close(&place);
 }
 
-/* The least time its steps can take: weights once a step and the KV cache at the bandwidth, the
- * prompts' products at the matrix rate, both measured. 0: they are not known. */
-static double
-limit_of(const struct figures *f, const struct model_shape *shape,
-         const struct bench_limits *limits)
-{
-    if (limits->read_bytes_per_s <= 0 || limits->bf16_flop_per_s <= 0)
-        return 0;
-    return (f->steps * (double)bench_weight_bytes(shape) +
-            f->context * (double)bench_kv_bytes(shape)) /
-               limits->read_bytes_per_s +
-           (double)f->in * bench_token_flop(shape) / limits->bf16_flop_per_s;
-}
-
 static double
 hits(const struct figures *f, int tier)
 {
@@ -177,8 +164,8 @@ gigabytes(const struct figures *f, int tier)
 }
 
 static void
-print(const struct options *o, const char *device, const struct placement_spec *spec,
-      struct figures *f, double base)
+print(const struct options *o, const char *device, double table_gb,
+      const struct placement_spec *spec, struct figures *f, double base)
 {
     double all = hits(f, TIER_HBM) + hits(f, TIER_RAM) + hits(f, TIER_NVME);
     double rate = (double)f->out / f->seconds, reads = 0;
@@ -187,24 +174,29 @@ print(const struct options *o, const char *device, const struct placement_spec *
     for (int tier = 0; tier < TIER_COUNT; tier++)
         share[tier] = all > 0 ? 100 * hits(f, tier) / all : 0;
     reads = (double)(f->after.nvme.reads - f->before.nvme.reads) / f->seconds;
+    char least[16];
+
     if (o->json)
-        printf("{\"device\": \"%s\", ", device);
+        printf("{\"device\": \"%s\", \"table_gb\": %.3f, \"table_dtype\": \"%s\", ", device, table_gb,
+               dtype_name(o->table_dtype));
     printf(o->json ? "\"command\": \"text\", \"shape\": \"%s\", \"placement\": \"%s\", "
                      "\"tokens_per_s\": %.1f, \"ratio\": %.4f, \"seconds\": %.2f, \"in\": %llu, "
                      "\"out\": %llu, \"ttft_p50_ms\": %.1f, \"ttft_p99_ms\": %.1f, "
                      "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
-                     "\"nvme\": %.2f, \"hbm_gb\": %.6f, \"ram_gb\": %.6f, \"nvme_gb\": %.6f, "
-                     "\"limit_s\": %.3f, \"share\": %.4f, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
+                     "\"nvme\": %.2f, \"hbm_gb\": %.9f, \"ram_gb\": %.9f, \"nvme_gb\": %.9f, "
+                     "\"limit_s\": %.3f, \"share\": %s, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
                      "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f}\n"
                    : "%-11s %-26s %9.1f %7.4f %7.2f %8llu %8llu %8.1f %8.1f %7.2f %7.2f %6.2f "
-                     "%6.2f %6.2f %7.2f %7.2f %7.2f %7.2f %6.3f %8.0f %8.1f %7.0f %7.4f %6.4f\n",
+                     "%6.2f %6.2f %7.3f %7.3f %7.3f %7.2f %6s %8.0f %8.1f %7.0f %7.4f %6.4f\n",
            o->shape, spec->text, rate, base > 0 ? rate / base : 1, f->seconds,
            (unsigned long long)f->in, (unsigned long long)f->out,
-           bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.5), bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.99),
-           bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.5), bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.99),
-           share[TIER_HBM], share[TIER_RAM], share[TIER_NVME], gigabytes(f, TIER_HBM),
-           gigabytes(f, TIER_RAM), gigabytes(f, TIER_NVME), f->limit_s, f->limit_s / f->seconds,
-           reads,
+           bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.5),
+           bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.99),
+           bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.5),
+           bench_percentile(f->latency.itl_ms, f->latency.n_itl, 0.99), share[TIER_HBM],
+           share[TIER_RAM], share[TIER_NVME], gigabytes(f, TIER_HBM), gigabytes(f, TIER_RAM),
+           gigabytes(f, TIER_NVME), f->limit_s,
+           bench_share_text(f->limit_s, f->seconds, o->json, least, sizeof least), reads,
            f->stall_s * 1e6 / f->steps, f->steps, f->idle, f->syncs);
     fflush(stdout);
 }
@@ -213,8 +205,8 @@ static void
 usage(FILE *out)
 {
     fputs("Usage: engram-bench text --text FILE --tokenizer FILE [--place PLACEMENT]...\n"
-          "         [--shape NAME] [--device cpu|cuda:N|auto] [--params N] [--head-dim N]\n"
-          "         [--heads N] [--layer N] [--table FILE] [--sequences N] [--streams N]\n"
+          "         [--shape NAME] [--device cpu|cuda:N|auto] [--params N] [--table-dtype fp8|bf16]\n"
+          "         [--head-dim N] [--heads N] [--layer N] [--table FILE] [--sequences N] [--streams N]\n"
           "         [--least N] [--most N] [--chunk N] [--kv SIZE] [--warm N] [--json]\n"
           "PLACEMENT: none, device, host[,hbm=SIZE], disk[,hbm=SIZE][,ram=SIZE]\n",
           out);
@@ -230,7 +222,7 @@ parse(struct options *o, int argc, char **argv)
         {"table", 1, NULL, 'f'},     {"sequences", 1, NULL, 'n'}, {"streams", 1, NULL, 'S'},
         {"least", 1, NULL, 'l'},     {"most", 1, NULL, 'm'},      {"chunk", 1, NULL, 'c'},
         {"kv", 1, NULL, 'k'},        {"warm", 1, NULL, 'w'},      {"json", 0, NULL, 'j'},
-        {"help", 0, NULL, 'h'},      {0}};
+        {"table-dtype", 1, NULL, 'y'}, {"help", 0, NULL, 'h'},  {0}};
     struct err err = ERR_INIT;
 
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;)
@@ -255,6 +247,9 @@ parse(struct options *o, int argc, char **argv)
             break;
         case 'P':
             o->table_params = strtod(optarg, NULL);
+            break;
+        case 'y':
+            o->table_dtype = bench_table_dtype(optarg);
             break;
         case 'D':
             o->head_dim = bench_number(optarg, 8, 1024);
@@ -322,7 +317,7 @@ run(const struct options *o)
     ASSERT(po.metrics);
     if (bench_shape(o->shape, &shape, &err) < 0)
         bench_fail("--shape", &err);
-    bench_add_engram(&shape, o->table_params, o->heads, o->head_dim, o->layer);
+    bench_add_engram(&shape, o->table_dtype, o->table_params, o->heads, o->head_dim, o->layer);
     bench_corpus_read(&text, o->text, o->tokenizer, &shape);
     if (text.n_ids <= 2 * o->most) {
         fprintf(stderr, "engram-bench: %s has only %lld tokens\n", o->text, (long long)text.n_ids);
@@ -348,22 +343,25 @@ run(const struct options *o)
         bench_fail("limits", &err);
     bench_table_open(&table, po.device, &shape.engram);
     if (!o->json)
-        printf("%s on %s; table %.2f GB, %d heads of %d, layer %d; %d requests of %d to %d tokens "
+        printf("%s on %s; table %.2f GB of %s, %d heads of %d, layer %d; %d requests of %d to %d tokens "
                "in and out, %d at a time\n%-11s %-26s %9s %7s %7s %8s %8s %8s %8s %7s %7s %6s %6s "
                "%6s %7s %7s %7s %7s %6s %8s %8s %7s %7s %6s\n",
-               o->shape, bench_device_text(po.device), (double)table.size_bytes * 1e-9, o->heads,
+               o->shape, bench_device_text(po.device), (double)table.size_bytes * 1e-9,
+               dtype_name(o->table_dtype), o->heads,
                o->head_dim, o->layer, o->sequences, o->least, o->most, o->streams, "shape",
                "placement", "out tok/s", "ratio", "s", "in", "out", "ttft p50", "ttft p99",
                "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "hbm GB", "ram GB",
-               "nvme GB", "limit s", "share", "reads/s", "us/stall", "steps",
+               "nvme GB", "limit s", "share", "reads/s", "us stall", "steps",
                "idle", "syncs");
     for (int i = 0; i < o->n_places; i++) {
         struct figures f = {0};
 
         bench_latency_open(&f.latency);
         measure(o, &po, &text, &o->place[i], &f);
-        f.limit_s = limit_of(&f, &shape, &limits);
-        print(o, bench_device_text(po.device), &o->place[i], &f, base);
+        f.limit_s =
+            bench_least_seconds(&shape, &limits, f.steps, f.context, (double)f.in);
+        print(o, bench_device_text(po.device), (double)table.size_bytes * 1e-9, &o->place[i], &f,
+              base);
         if (base <= 0)
             base = (double)f.out / f.seconds;
         bench_latency_close(&f.latency);
@@ -382,6 +380,7 @@ bench_text(int argc, char **argv)
                         .device = "auto",
                         .table_path = "engram-bench.table",
                         .table_params = 1e9,
+                        .table_dtype = DTYPE_F8_E4M3,
                         .head_dim = 160,
                         .heads = 8,
                         .layer = 1,

@@ -80,7 +80,9 @@ struct cuda_device {
     int ordinal, sm_count, compute_capability; /* 90: 9.0 */
     size_t l2_bytes;
     size_t block_shared_bytes; /* dynamic shared memory one block can have; 1 KiB is left for static */
-    char text[384]; /* for logs */
+    int clusters[2];         /* of 2 and of 4 blocks of skinny.cu that run at the same time */
+    void *encode_tensor_map; /* the driver's, for skinny.cu; NULL where it is not for this device */
+    char text[384];  /* for logs */
     cudaStream_t stream;
     struct cuda_steps *steps;
     struct cuda_gemms *gemms;

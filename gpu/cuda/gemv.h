@@ -1,5 +1,5 @@
 /* gemv: products of a few rows with BF16 weights, at the rate the weights can be read.
- * From 3 rows on cuBLASLt is as fast. Limits: GEMV_MOST_ROWS rows, k a multiple of 8, the rows in shared memory. Thread: engine. */
+ * Where skinny.h does not take them; from 3 rows on cuBLASLt is as fast. Limits: GEMV_MOST_ROWS rows, k a multiple of 8, the rows in shared memory. Thread: engine. */
 #ifndef GPU_CUDA_GEMV_H
 #define GPU_CUDA_GEMV_H
 

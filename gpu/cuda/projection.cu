@@ -1,9 +1,9 @@
-/* projection: everything that multiplies by a weight matrix: gemv for a few rows, GEMM for more.
+/* projection: everything that multiplies by a weight matrix: skinny or gemv for a few rows, GEMM for more.
  *
  * Matrices of a group lie one behind the other (bf16_matrices), so q, k and v are one product, and gate and up.
  * activations: the normalised rows, then what the widest product leaves. */
 #include "gpu/cuda/cuda_state.h"
-#include "gpu/cuda/gemv.h"
+#include "gpu/cuda/skinny.h"
 
 enum { THREADS = 256 };
 
@@ -86,25 +86,41 @@ add_bias(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32, struct w
                   (const float *)bias.data, n);
 }
 
+/* A product of few rows, already normalised if that is wanted; 1: not few, or another shape. */
+static int
+multiply_few(struct cuda_device *cuda, const struct gemv *g)
+{
+    if (!g->row && cuda_skinny_fits(cuda, g))
+        return cuda_skinny(cuda, g);
+    return cuda_gemv_fits(cuda, g->m, g->k) ? cuda_gemv(cuda, g) : 1;
+}
+
+/* Whether gemv is the one, which normalises and picks rows on the way. */
+static bool
+for_gemv(const struct cuda_device *cuda, const struct gemv *g)
+{
+    return cuda_gemv_fits(cuda, g->m, g->k) && !cuda_skinny_fits(cuda, g);
+}
+
 int
 cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struct weight bias,
             bool accumulate, const struct batch *b, struct stream *stream)
 {
     struct cuda_device *cuda = cuda_of(dev);
+    struct gemv g = {.end = accumulate ? GEMV_ADD : GEMV_BF16,
+                     .out = out,
+                     .ld_out = w.rows,
+                     .x = x,
+                     .w = w.data,
+                     .bias = (const float *)bias.data,
+                     .m = b->n_rows,
+                     .n = w.rows,
+                     .k = w.cols};
+    int result = multiply_few(cuda, &g);
 
-    if (cuda_gemv_fits(cuda, b->n_rows, w.cols)) {
-        struct gemv g = {.end = accumulate ? GEMV_ADD : GEMV_BF16,
-                         .out = out,
-                         .ld_out = w.rows,
-                         .x = x,
-                         .w = w.data,
-                         .bias = (const float *)bias.data,
-                         .m = b->n_rows,
-                         .n = w.rows,
-                         .k = w.cols};
-        return cuda_gemv(cuda, &g);
-    }
-    int result =
+    if (result <= 0)
+        return result;
+    result =
         cuda_gemm(cuda, out, w.rows, accumulate, accumulate, x, w.data, b->n_rows, w.rows, w.cols);
     return result < 0 ? result : add_bias(cuda, out, w.rows, accumulate, bias, w.rows, b->n_rows);
 }
@@ -143,23 +159,27 @@ cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *r
 {
     struct cuda_device *cuda = cuda_of(dev);
     __nv_bfloat16 *rows = normalised(cuda);
+    struct gemv g = {.end = GEMV_F32,
+                     .out = out,
+                     .ld_out = w.rows,
+                     .x = x,
+                     .row = row,
+                     .w = w.data,
+                     .m = n,
+                     .n = w.rows,
+                     .k = w.cols};
 
-    if (cuda_gemv_fits(cuda, n, w.cols)) {
-        struct gemv g = {.end = GEMV_F32,
-                         .out = out,
-                         .ld_out = w.rows,
-                         .x = x,
-                         .row = row,
-                         .w = w.data,
-                         .m = n,
-                         .n = w.rows,
-                         .k = w.cols};
+    if (for_gemv(cuda, &g))
         return cuda_gemv(cuda, &g);
-    }
     int result = LAUNCH(gather_rows_kernel, (unsigned)n, THREADS, 0, cuda->stream, rows,
                         (const __nv_bfloat16 *)x, row, w.cols);
-    return result < 0 ? result
-                      : cuda_gemm(cuda, out, w.rows, true, false, rows, w.data, n, w.rows, w.cols);
+    if (result < 0)
+        return result;
+    g.x = rows;
+    g.row = NULL;
+    result = multiply_few(cuda, &g);
+    return result > 0 ? cuda_gemm(cuda, out, w.rows, true, false, rows, w.data, n, w.rows, w.cols)
+                      : result;
 }
 
 /* Whether b lies behind a, so that both are one matrix. */
@@ -201,21 +221,27 @@ cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_w
     int columns = w->q.rows + w->k.rows + w->v.rows, result;
     __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
 
-    if (cuda_gemv_fits(cuda, b->n_rows, s->hidden) && follows(w->q, w->k) && follows(w->k, w->v)) {
-        struct gemv g = {.end = GEMV_BF16,
-                         .out = out,
-                         .ld_out = columns,
-                         .x = x,
-                         .norm = (const float *)w->norm.data,
-                         .eps = s->norm_eps,
-                         .w = w->q.data,
-                         .m = b->n_rows,
-                         .n = columns,
-                         .k = s->hidden};
+    bool whole = follows(w->q, w->k) && follows(w->k, w->v);
+    struct gemv g = {.end = GEMV_BF16,
+                     .out = out,
+                     .ld_out = columns,
+                     .x = x,
+                     .norm = (const float *)w->norm.data,
+                     .eps = s->norm_eps,
+                     .w = w->q.data,
+                     .m = b->n_rows,
+                     .n = columns,
+                     .k = s->hidden};
+
+    if (whole && for_gemv(cuda, &g)) {
         result = cuda_gemv(cuda, &g);
     } else {
         result = cuda_rms_norm(dev, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, stream);
+        g.x = h;
+        g.norm = NULL;
         if (result >= 0)
+            result = whole ? multiply_few(cuda, &g) : 1;
+        if (result > 0)
             result = products(cuda, out, columns, h, parts, 3, b->n_rows);
     }
     return result < 0 ? result : cuda_qkv_finish(cuda, q, out, w, angles, kv, layer, s, b);
@@ -267,27 +293,32 @@ gate_and_up(struct cuda_device *cuda, __nv_bfloat16 *out, __nv_bfloat16 *both, c
     const float *gate_bias = (const float *)w->gate_bias.data;
     const float *up_bias = (const float *)w->up_bias.data;
     int n = s->intermediate;
+    bool whole = follows(w->gate, w->up);
+    struct gemv g = {.end = GEMV_SWIGLU,
+                     .out = out,
+                     .ld_out = n,
+                     .x = x,
+                     .norm = (const float *)w->norm.data,
+                     .eps = s->norm_eps,
+                     .w = w->gate.data,
+                     .bias = gate_bias,
+                     .bias_up = up_bias,
+                     .m = b->n_rows,
+                     .n = n,
+                     .k = s->hidden};
 
-    if (cuda_gemv_fits(cuda, b->n_rows, s->hidden) && follows(w->gate, w->up)) {
-        struct gemv g = {.end = GEMV_SWIGLU,
-                         .out = out,
-                         .ld_out = n,
-                         .x = x,
-                         .norm = (const float *)w->norm.data,
-                         .eps = s->norm_eps,
-                         .w = w->gate.data,
-                         .bias = gate_bias,
-                         .bias_up = up_bias,
-                         .m = b->n_rows,
-                         .n = n,
-                         .k = s->hidden};
+    if (whole && for_gemv(cuda, &g))
         return cuda_gemv(cuda, &g);
-    }
     __nv_bfloat16 *h = normalised(cuda);
     int result =
         cuda_rms_norm(&cuda->device, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, NULL);
+    g.x = h;
+    g.norm = NULL;
     if (result >= 0)
-        result = products(cuda, both, 2 * (int64_t)n, h, parts, 2, b->n_rows);
+        result = whole ? multiply_few(cuda, &g) : 1;
+    if (result <= 0)
+        return result;
+    result = products(cuda, both, 2 * (int64_t)n, h, parts, 2, b->n_rows);
     if (result < 0)
         return result;
     unsigned blocks = (unsigned)((n / 8 + THREADS - 1) / THREADS);
@@ -310,5 +341,7 @@ cuda_feed_forward(struct device *dev, float *x, const struct feed_forward_weight
 int
 cuda_projection_open(struct cuda_device *cuda)
 {
-    return cuda_gemv_open(cuda);
+    int result = cuda_gemv_open(cuda);
+
+    return result < 0 ? result : cuda_skinny_open(cuda);
 }

@@ -43,21 +43,26 @@ struct dma {
     void *dst;
     const void *src;
     size_t size_bytes;
+    const struct single_rows *gather;
 };
 
 static int
 run_dma(struct cuda_device *cuda, const void *arg, int i)
 {
     const struct dma *a = (const struct dma *)arg;
+    int result =
+        cudaMemcpyAsync(a->dst, a->src, a->size_bytes, cudaMemcpyHostToDevice, cuda->stream);
 
-    return cudaMemcpyAsync(a->dst, a->src, a->size_bytes, cudaMemcpyHostToDevice, cuda->stream);
+    return a->gather ? result | run_rows(cuda, a->gather, i) : result;
 }
 
 extern "C" int
-engram_cuda_dma(struct device *dev, void *dst, const void *src, size_t size_bytes, int repeats,
-                double *ret_seconds)
+engram_cuda_dma(struct device *dev, void *dst, const void *src, size_t size_bytes,
+                const struct single_rows *gather, int repeats, double *ret_seconds)
 {
-    struct dma a = {dst, src, size_bytes};
+    struct dma a = {dst, src, size_bytes, gather};
 
+    if (gather && (gather->row_bytes % 16 || gather->n_rows < 1))
+        return -EINVAL;
     return stopwatch_median(cuda_of(dev), run_dma, &a, 0, repeats, ret_seconds);
 }

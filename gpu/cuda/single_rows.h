@@ -1,5 +1,6 @@
 /* single_rows: other ways to deliver N-gram rows, to compare with: a kernel that reads each row by itself,
- * wherever it is, pinned host memory included; and a DMA. Not used by any step. */
+ * wherever it is, pinned host memory included; and a DMA, alone or with that kernel behind it. Not used by any
+ * step. */
 #ifndef GPU_CUDA_SINGLE_ROWS_H
 #define GPU_CUDA_SINGLE_ROWS_H
 
@@ -25,9 +26,10 @@ extern "C"
 #ifdef __cplusplus
 extern "C"
 #endif
-    /* Seconds of one DMA of size_bytes from pinned memory to device memory, median of repeats. As above. */
+    /* Seconds of one DMA of size_bytes from pinned memory to dst in device memory and, with gather, of the
+     * kernel above behind it, whose table is then dst: from the event before both to the one after. As above. */
     int
     engram_cuda_dma(struct device *device, void *dst, const void *src, size_t size_bytes,
-                    int repeats, double *ret_seconds);
+                    const struct single_rows *gather, int repeats, double *ret_seconds);
 
 #endif

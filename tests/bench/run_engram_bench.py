@@ -40,6 +40,17 @@ def main():
     found = [json.loads(line) for line in done.stdout.splitlines()]
     check("serve: three placements of a checkpoint",
           [f["placement"] for f in found] == ["all-hot", "configured", "nvme-only"] and found[2]["nvme"] == 100, done)
+    hot, _, cold = found
+    check("serve: machine, model, sizes of tiers and table", hot["device"].startswith("cpu, ") and "CPUs (" in hot["device"] and
+          hot["shape"] == "demo" and hot["hbm_size"] > hot["table_size"] > 6e6 and cold["hbm_size"] == cold["ram_size"] == 0, done)
+    check("serve: bytes are those of the tier that has them", hot["hbm_mb"] > 0 and hot["ram_mb"] == hot["nvme_mb"] == 0 and
+          cold["nvme_mb"] > 0 and cold["hbm_mb"] == cold["ram_mb"] == 0, done)
+    check("serve: steps, time, reads; no share of a limit that nobody measures", hot["steps"] >= 16 and hot["seconds"] > 0 and
+          cold["reads_per_token"] > hot["reads_per_token"] == 0 <= cold["stall_us_per_token"] and hot["limit_s"] == hot["share"] == 0, done)
+    done = run("serve", "--prompts", "2", "--tokens", "8", "--prompt-tokens", "8", "--rounds", "1")
+    lines = done.stdout.splitlines()
+    check("serve: the same as a table", len(lines) == 5 and "CPUs (" in lines[0] and lines[1].split()[-1] == "share" and
+          all(line.split()[-1] == "-" for line in lines[2:]), done)
     with tempfile.TemporaryDirectory() as folder:
         places = ["none", "device", "host", "host,hbm=256KiB", "disk,hbm=64KiB,ram=64KiB"]
         options = [word for place in places for word in ("--place", place)]
@@ -52,7 +63,15 @@ def main():
               by_place["device"]["hbm"] == 100 and by_place["host"]["ram"] == 100 and
               by_place["disk,hbm=64KiB,ram=64KiB"]["nvme"] > 0 and by_place["host"]["ram_gb"] > 0 and
               by_place["none"]["hbm"] == 0, done)
+        check("text: machine and table", all(f["device"].startswith("cpu, ") and f["table_dtype"] == "F8_E4M3" for f in found), done)
+        done = run("text", *TEXT, *ENGRAM, "--place", "device", "--place", "host", "--table-dtype", "bf16", "--json")
+        wide = {f["placement"]: f for f in map(json.loads, done.stdout.splitlines())}
+        check("text: a table of BF16 has twice the bytes and the same look-ups",
+              all(wide[p]["table_dtype"] == "BF16" and abs(wide[p][key] - 2 * by_place[p][key]) < 2e-9 < wide[p][key] and
+                  (wide[p]["in"], wide[p]["out"]) == (by_place[p]["in"], by_place[p]["out"])
+                  for p, key in (("device", "hbm_gb"), ("host", "ram_gb"))), done)
     for words, code, text in ((["decode", "--shape", "qwen9"], 1, "qwen9"), (["decode", "--batch", "0"], 64, "'0'"),
+                              (["text", *TEXT, "--place", "none", "--table-dtype", "fp4"], 64, "'fp4'"),
                               (["decode", "--device", "cuda:x", "--shape", "tiny"], 1, "cuda:x"), (["nothing"], 64, "Usage"),
                               (["text", *TEXT, "--place", "device,hbm=1GiB"], 1, "nothing to hold"),
                               (["text", *TEXT, "--place", "host,hbm=much"], 1, "much"),

@@ -271,9 +271,9 @@ ops_fused(void)
         {4096, 32, 8, 128, 12288, true, false, true}, {1024, 8, 1, 256, 2048, true, false, true},
         {512, 8, 8, 64, 1024, false, true, true},     {512, 8, 2, 128, 1000, true, true, false},
         {512, 6, 2, 80, 1000, true, true, true},      {512, 16, 4, 32, 1024, false, false, true},
-        {100, 4, 2, 50, 202, true, false, true},
+        {100, 4, 2, 50, 202, true, false, true},      {520, 8, 2, 64, 1000, true, true, true},
     };
-    static const int rows[] = {1, 2, 3, 4, 5, 16, 70, 300};
+    static const int rows[] = {1, 2, 3, 4, 5, 16, 40, 64, 70, 300};
     int n_shapes = ops_options.quick ? 1 : (int)(sizeof shapes / sizeof *shapes);
 
     if (!ops_wanted("project_qkv") && !ops_wanted("feed_forward"))
@@ -284,7 +284,7 @@ ops_fused(void)
         ASSERT(f);
         fused_open(f, &shapes[i]);
         int n_twins = f->rig.n_twins;
-        for (int r = 0; r < 8; r++) {
+        for (int r = 0; r < (int)(sizeof rows / sizeof *rows); r++) {
             if (ops_options.quick && rows[r] != 1 && rows[r] != 16)
                 continue;
             if (ops_wanted("project_qkv"))

@@ -143,11 +143,13 @@ void
 ops_matmul(void)
 {
     /* The last but two: k beyond what gemv takes at 4 rows; rows whose outputs are not aligned; k
-     * that no vector load takes. */
-    static const struct size sizes[] = {{96, 64},     {4096, 4096}, {1024, 1000}, {2560, 9728},
-                                        {520, 20480}, {1001, 1024}, {333, 50}};
-    static const int rows[] = {1, 2, 3, 4, 5, 17, 64, 300};
-    int n_sizes = ops_options.quick ? 1 : (int)(sizeof sizes / sizeof *sizes);
+     * that no vector load takes. On Hopper skinny takes k that are multiples of 64, and cuts the second, the third
+     * and the fifth between blocks. */
+    static const struct size sizes[] = {{96, 64},     {640, 1024},   {4096, 4096}, {1024, 1000},
+                                        {6144, 4096}, {2560, 9728},  {520, 20480}, {1001, 1024},
+                                        {333, 50},    {20000, 1024}};
+    static const int rows[] = {1, 2, 3, 4, 5, 17, 33, 64, 65, 300};
+    int n_sizes = ops_options.quick ? 2 : (int)(sizeof sizes / sizeof *sizes);
 
     for (int i = 0; i < n_sizes; i++) {
         struct rig rig;
@@ -157,7 +159,7 @@ ops_matmul(void)
         bool large = (int64_t)sizes[i].rows * sizes[i].cols > 2 << 20;
         struct twin *w = rig_twin(&rig, CONTENT_MATRIX, (int64_t)sizes[i].rows * (large ? 1 : 3),
                                   sizes[i].cols, 2 / sqrtf((float)sizes[i].cols), 0);
-        for (int r = 0; r < 8; r++) {
+        for (int r = 0; r < (int)(sizeof rows / sizeof *rows); r++) {
             int n = rows[r];
 
             if (ops_options.quick && n != 1 && n != 3 && n != 17)

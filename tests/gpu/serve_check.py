@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A short serve of the demo model on a GPU, over real sockets; and its tokens against another device's.
 
-  serve_check.py [ENGRAMD] [--device cuda:0] [--wrap COMMAND] [--conf FILE]
+  serve_check.py [ENGRAMD] [--device cuda:0] [--wrap COMMAND] [--conf FILE] [--few]
   serve_check.py [ENGRAMD] [--device cuda:0] --compare cpu [--prompts 50] [--tokens 48]
 
 The first starts the daemon, under COMMAND if there is one (such as "compute-sanitizer --tool memcheck --error-exitcode 9"),
-sends a request of every kind, ends it with SIGTERM and looks at its exit status: a line a check. The second asks the
+sends a request of every kind, ends it with SIGTERM and looks at its exit status: a line a check; --few makes it a
+handful of small requests that still reach every kind of step, for tools that slow the device down a hundred times. The second asks the
 device and the other one for greedy continuations of the same prompts, and the device once more with its tables in RAM
 and on the disk alone: how many tokens are equal, how close the two best logits were where they are not, how far
 log-probabilities are apart; and whether placement changed a bit, which it may not. Exit status 1: something failed; 77:
@@ -40,6 +41,7 @@ PLACEMENTS = {
 # A difference of tokens is rounding where the other device's two best log-probabilities are this close: twice the
 # largest difference of a log-probability seen on an H100 (docs/measurements.md).
 NEAR_TIE = 0.06
+FEW_CHUNK = 64
 
 
 class Server(Daemon):
@@ -47,7 +49,9 @@ class Server(Daemon):
 
     def __init__(self, args, device, options=None):
         super().__init__(admin=True)
+        self.args, self.on_cpu = args, device == "cpu"
         self.patience = 900 if args.wrap else 120
+        self.few = args.few
         settings = {"device": device, "server.listen": "127.0.0.1:0", "server.admin_socket": self.admin_path,
                     **(options or {})}
         self.arguments = [*shlex.split(args.wrap or ""), str(pathlib.Path(args.engramd).resolve()),
@@ -119,6 +123,10 @@ class Server(Daemon):
     def request(self, method, path, body=None, headers=None, timeout=None):
         return super().request(method, path, body, headers, timeout or self.patience)
 
+    def cut(self, n):
+        """How many tokens to ask for where n are wanted of a whole run."""
+        return n // 3 if self.few else n
+
     def ids(self, prompt, n, **fields):
         """Greedy, unless fields say otherwise: token ids and log-probabilities."""
         answer = self.complete(prompt, max_tokens=n, logprobs=0, **{**GREEDY, **IDS, **fields})
@@ -127,28 +135,30 @@ class Server(Daemon):
 
 
 def check_greedy(server):
-    tokens, logprobs = server.ids(STORY, 24)
-    assert len(tokens) == 24 and all(-30 < x <= 0 for x in logprobs), logprobs
+    n = server.cut(24)
+    tokens, logprobs = server.ids(STORY, n)
+    assert len(tokens) == n and all(-30 < x <= 0 for x in logprobs), logprobs
     for _ in range(3):  # issued, captured, replayed
-        assert server.ids(STORY, 24) == (tokens, logprobs), "the same request again gives other bits"
-    text = server.complete(STORY, max_tokens=24, **GREEDY)["choices"][0]["text"]
+        assert server.ids(STORY, n) == (tokens, logprobs), "the same request again gives other bits"
+    text = server.complete(STORY, max_tokens=n, **GREEDY)["choices"][0]["text"]
     assert text, "no text"
     return text.replace("\n", " ")[:60]
 
 
 def check_seed(server):
     fields = {"temperature": 0.9, "ignore_eos": True}
-    a, b, c = (server.ids(STORY, 24, seed=seed, **fields)[0] for seed in (7, 7, 8))
+    a, b, c = (server.ids(STORY, server.cut(24), seed=seed, **fields)[0] for seed in (7, 7, 8))
     assert a == b, "a seed gives other tokens the second time"
     assert a != c, "two seeds give the same tokens"
 
 
 def check_narrow(server):
-    wanted, _ = server.ids(STORY, 12)
+    n = server.cut(12)
+    wanted, _ = server.ids(STORY, n)
     for fields in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1}):
-        assert server.ids(STORY, 12, temperature=1, seed=3, **fields)[0] == wanted, fields
+        assert server.ids(STORY, n, temperature=1, seed=3, **fields)[0] == wanted, fields
     for fields in ({"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.05}, {"top_k": 40, "top_p": 0.95, "min_p": 0.01}):
-        again = [server.ids(STORY, 12, temperature=1.1, seed=5, **fields) for _ in range(2)]
+        again = [server.ids(STORY, n, temperature=1.1, seed=5, **fields) for _ in range(2)]
         assert again[0] == again[1], fields
 
 
@@ -169,7 +179,7 @@ def check_bias(server):
 
 
 def check_logprobs(server):
-    got = server.complete(STORY, max_tokens=12, logprobs=20, **GREEDY)["choices"][0]["logprobs"]
+    got = server.complete(STORY, max_tokens=server.cut(12), logprobs=20, **GREEDY)["choices"][0]["logprobs"]
     for token, logprob, top in zip(got["tokens"], got["token_logprobs"], got["top_logprobs"], strict=True):
         assert len(top) >= 18 and abs(top[token] - logprob) < 1e-6
         assert max(top.values()) <= logprob + 1e-6, "greedy did not take the likeliest"
@@ -201,11 +211,11 @@ def text_of(events):
 
 
 def check_streams(server):
-    prompts, result = [STORY, OTHER], {}
-    alone = [server.complete(p, max_tokens=64, **GREEDY)["choices"][0]["text"] for p in prompts]
+    prompts, result, n = [STORY, OTHER], {}, server.cut(64)
+    alone = [server.complete(p, max_tokens=n, **GREEDY)["choices"][0]["text"] for p in prompts]
 
     def ask(i):
-        result[i] = text_of(server.stream(prompts[i], max_tokens=64, **GREEDY))
+        result[i] = text_of(server.stream(prompts[i], max_tokens=n, **GREEDY))
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
@@ -231,13 +241,56 @@ def check_batch(server):
 
 
 def check_long(server):
-    text = (ROOT / "tests" / "bench" / "prose.txt").read_text()[:5200]
-    answer = server.complete(text, max_tokens=16, **GREEDY)
+    text = (ROOT / "tests" / "bench" / "prose.txt").read_text()[:1300 if server.few else 5200]
+    answer = server.complete(text, max_tokens=server.cut(16), **GREEDY)
     n = answer["usage"]["prompt_tokens"]
-    assert n > 3 * 256, n
+    assert n > 3 * (FEW_CHUNK if server.few else 256), n
     scores = server.complete(text, max_tokens=0, echo=True, logprobs=0)["choices"][0]["logprobs"]["token_logprobs"]
     assert all(-60 < x <= 0 for x in scores[1:])
     return f"{n} prompt tokens, mean log-probability {sum(scores[1:]) / (len(scores) - 1):.3f}"
+
+
+def check_prefix(server):
+    # Chunks end where they ended the first time, so that the last one is the same step.
+    prompt = " ".join((ROOT / "tests" / "bench" / "prose.txt").read_text().split()[3000:3600])
+    before = server.metric("prefix_cache_hit_tokens_total")
+    first = server.ids(prompt, 16)
+    assert server.metric("prefix_cache_hit_tokens_total") == before, "the prompt is not new"
+    again = server.ids(prompt, 16)
+    found = server.metric("prefix_cache_hit_tokens_total") - before
+    assert found >= 256, f"{found} tokens found"
+    assert again == first, "other bits than without the cache"
+    return f"{found:.0f} tokens found, same bits"
+
+
+def check_preemption(server):
+    words = (ROOT / "tests" / "bench" / "prose.txt").read_text().split()
+    prompts = [" ".join(words[i * 50:i * 50 + 8]) for i in range(6)]
+    room = "4MiB" if server.on_cpu else "2MiB"  # 512 tokens; the six take 750 or more
+    with Server(server.args, server.args.device, {"engine.kv_size": room}) as small:
+        alone = [small.complete(p, max_tokens=120, **GREEDY)["choices"][0]["text"] for p in prompts]
+        assert small.metric("preemptions_total") == 0
+        answer = small.complete(prompts, max_tokens=120, **GREEDY)
+        n, times = answer["usage"]["completion_tokens"], small.metric("preemptions_total")
+        assert n == 6 * 120 and times > 0, f"{n} tokens, {times} preemptions"
+        same = sum(c["text"] == text for c, text in zip(answer["choices"], alone, strict=True))
+        # A GPU computes a preempted sequence's tokens again as a prompt, with other roundings.
+        assert not small.on_cpu or same == 6, f"{same} of 6 texts are those of each alone"
+        small.idle(small.patience)
+        assert small.stop() == 0
+    return f"{times:.0f} preemptions, {same} of 6 texts are those of each alone"
+
+
+def check_missing(server):
+    """A device that is not there: what was looked for, what was found, and no daemon."""
+    done = subprocess.run([str(pathlib.Path(server.args.engramd).resolve()), "--config",
+                           str(pathlib.Path(server.args.conf).resolve()), "--set", "device=cuda:99", "--set",
+                           "server.listen=127.0.0.1:0"], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=60, check=False)
+    said = re.search(r"device = cuda:99: .*", done.stderr)
+    assert done.returncode == 69 and said, (done.returncode, done.stderr[-400:])
+    assert server.on_cpu or re.search(r"looked for GPU 99, found [1-9]", said[0]), said[0]
+    return said[0][:100]
 
 
 def check_disconnect(server):
@@ -306,23 +359,28 @@ CHECKS = {
     "two streams at once": check_streams,
     "sixteen prompts at once": check_batch,
     "a long prompt in chunks": check_long,
+    "a prompt seen before": check_prefix,
+    "more sequences than KV pages": check_preemption,
+    "a GPU that is missing": check_missing,
     "clients that leave": check_disconnect,
     "tiers resized between requests": check_resize,
     "tiers resized during one": check_resize_under_load,
     "what it reports": check_reports,
 }
+FEW = ["greedy, four times", "temperature with a seed", "top_k, top_p, min_p", "logprobs", "two streams at once",
+       "a long prompt in chunks"]
 
 
 def serve(args):
     failed, ended = [], None
-    server = Server(args, args.device)
-    server.on_cpu = args.device == "cpu"
+    checks = {title: CHECKS[title] for title in (FEW if args.few else CHECKS)}
+    server = Server(args, args.device, {"engine.prefill_chunk": FEW_CHUNK} if args.few else None)
     server.__enter__()
     try:
         for line in server.lines:
             if "device " in line:
                 print("# " + line)
-        for title, check in CHECKS.items():
+        for title, check in checks.items():
             begin = time.monotonic()
             try:
                 said = check(server)
@@ -348,9 +406,9 @@ def serve(args):
             print("the first finding:\n" + "\n".join(server.lines[found:found + 40]))
         print(f"FAILED exit status {ended}; the last lines:\n" + "\n".join(server.lines[-20:]))
     for line in server.lines:
-        if "ERROR SUMMARY" in line:
+        if " SUMMARY: " in line:
             print("# " + line)
-    print(f"{len(CHECKS) + 1 - len(failed)} passed, {len(failed)} failed: {args.device}"
+    print(f"{len(checks) + 1 - len(failed)} passed, {len(failed)} failed: {args.device}"
           f"{', under ' + args.wrap if args.wrap else ''}")
     return 1 if failed else 0
 
@@ -409,6 +467,7 @@ def main():
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--conf", default=str(ROOT / "conf" / "demo.conf"))
     parser.add_argument("--wrap", help="a program and its arguments to run the daemon under")
+    parser.add_argument("--few", action="store_true", help="a handful of small requests")
     parser.add_argument("--compare", metavar="DEVICE", help="greedy tokens against those of this device")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=48)

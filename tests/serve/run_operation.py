@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import queue
 import re
 import shutil
@@ -254,8 +255,32 @@ def test_a_wrong_configuration_is_refused_with_78_and_a_suggestion():
 def test_a_missing_model_and_a_missing_device_fail_the_start():
     code, text = exit_of(model="/nonexistent/model")
     assert code == 78 and "/nonexistent/model" in text, (code, text)
-    code, text = exit_of("--set", "device=cuda:0", model=MODEL)
-    assert code == 69 and "cuda:0" in text, (code, text)
+    code, text = exit_of("--set", "device=cuda:9999", model=MODEL)  # there may be a GPU
+    assert code == 69 and "cuda:9999" in text, (code, text)
+
+
+def test_a_terminal_gets_a_bar_that_makes_way_and_a_file_gets_lines():
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([str(BUILD / "engramd"), "--set", f"model.path={MODEL}", "--set", "device=cpu", "--set",
+                                "server.listen=127.0.0.1:0"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = ""
+    try:
+        while " on http://" not in shown:
+            shown += os.read(ours, 4096).decode(errors="replace")
+    finally:
+        process.terminate()
+        process.wait(60)
+        os.close(ours)
+    bars = re.findall(r"\rweights  \[[#.]+\] +\d+ %[^\n]*?\x1b\[K\r", shown)
+    assert bars, repr(shown)
+    after = shown[shown.rindex(bars[-1]) + len(bars[-1]):]
+    assert after.startswith("\r\x1b[K"), repr(after)  # wiped
+    assert re.search(r"info weights: .* in \d", after), repr(after)
+    with Daemon() as daemon:
+        assert "\r" not in daemon.text() and "weights  [" not in daemon.text(), daemon.text()
+        assert re.search(r"info weights: .* in \d", daemon.text()), daemon.text()
 
 
 def test_an_address_in_use_is_named():

@@ -1,0 +1,408 @@
+/* skinny: see skinny.h.
+ *
+ * out = x w^T with w [n, k] read once and x [m, k] small: what counts is bytes of w in flight, and not to read x more
+ * often than the L2 gives it. A warpgroup makes 64 rows of w against all rows of x (wgmma, w is the 64-wide side); a
+ * block has up to three. Where n is too small to give every multiprocessor a tall block, 2 or 4 blocks, a cluster,
+ * share the same rows of w and each takes a part of k; their sums are added through shared memory, in rising order.
+ *
+ * One thread more brings both, step by step, to a ring that takes nearly all of the shared memory. Weights are written
+ * by nobody while a step of the model runs, so those of the first steps are asked for before the kernel before this
+ * one has ended (dependency_wait), and x after. */
+#include <cudaTypedefs.h>
+
+#include "gpu/cuda/cluster.h"
+#include "gpu/cuda/skinny.h"
+#include "gpu/cuda/wgmma.h"
+
+enum {
+    STEP = 64, /* elements of a row of w and of x: 128 bytes */
+    ROW_BYTES = STEP * 2,
+    WARP_ROWS = 16,
+    GROUP_WARPS = 4, /* of a warpgroup */
+    MOST_WARPS = 12,
+    MOST_STAGES = 16,
+    MOST_SPLITS = 4,
+    SHARED_BYTES = 208 << 10,
+    ALIGN_BYTES = 1024, /* of a stage */
+};
+
+struct skinny_args {
+    struct gemv g;
+    int splits; /* blocks of a cluster */
+    int stages;
+    CUtensorMap w, x;
+};
+
+/* One element of the result, with its partner of `up`. */
+template <int END>
+__device__ static inline void
+put(const struct gemv &a, int row, int column, float sum, float sum_up)
+{
+    size_t at = (size_t)row * (size_t)a.ld_out + (size_t)column;
+
+    if (row >= a.m || column >= a.n)
+        return;
+    if (a.bias)
+        sum += a.bias[column];
+    if (END == GEMV_BF16) {
+        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum);
+    } else if (END == GEMV_F32) {
+        ((float *)a.out)[at] = sum;
+    } else if (END == GEMV_ADD) {
+        ((float *)a.out)[at] += sum;
+    } else {
+        if (a.bias_up)
+            sum_up += a.bias_up[column];
+        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum / (1.0f + __expf(-sum)) * sum_up);
+    }
+}
+
+/* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. */
+template <int NT, int END>
+__device__ static void
+add_up(const struct gemv &a, const float (*sum)[4], float *part, int splits, int rank, int tile,
+       int warps)
+{
+    int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+    int tile_rows = warps * WARP_ROWS, stride = tile_rows + 4; /* a warp's stores: 32 banks */
+    int quads = tile_rows / splits / 4;
+
+    __syncthreads(); /* nobody reads the ring any more, whose place this is */
+    if (warp < warps)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                part[(j * 8 + 2 * t + e % 2) * stride + warp * WARP_ROWS + g + e / 2 * 8] =
+                    sum[j][e];
+    cluster_barrier();
+    for (int i = (int)threadIdx.x; i < a.m * quads; i += (int)blockDim.x) {
+        int row = i / quads, column = (rank * quads + i - row * quads) * 4;
+        shared_address at = shared_address_of(part + row * stride + column);
+        float4 v[MOST_SPLITS];
+
+#pragma unroll
+        for (int s = 0; s < MOST_SPLITS; s++)
+            if (s < splits)
+                v[s] = load_cluster_16(at, s);
+#pragma unroll
+        for (int s = 1; s < MOST_SPLITS; s++)
+            if (s < splits) {
+                v[0].x += v[s].x;
+                v[0].y += v[s].y;
+                v[0].z += v[s].z;
+                v[0].w += v[s].w;
+            }
+        column += tile * tile_rows;
+        put<END>(a, row, column, v[0].x, 0);
+        put<END>(a, row, column + 1, v[0].y, 0);
+        put<END>(a, row, column + 2, v[0].z, 0);
+        put<END>(a, row, column + 3, v[0].w, 0);
+    }
+    cluster_barrier(); /* the others may still read what is here */
+}
+
+template <bool TWO>
+__device__ static void
+copy_w(const struct skinny_args &args, shared_address to, int tile, int step, int tile_rows,
+       shared_address counter)
+{
+    if (TWO)
+        copy_box_4d(to, &args.w, step * STEP, 0, 0, tile * tile_rows / 16, counter, LEAVES_FIRST);
+    else
+        copy_box_2d(to, &args.w, step * STEP, tile * tile_rows, counter, LEAVES_FIRST);
+}
+
+/* What a block has before it: steps first .. last - 1 of every tile. */
+struct work {
+    int tile, tile_stride, first, last, n_steps;
+};
+
+/* The thread that brings w and x. */
+template <int NT, bool TWO>
+__device__ static void
+bring(const struct skinny_args &args, struct work work, shared_address ring, shared_address full,
+      shared_address empty, int tile_rows)
+{
+    uint32_t w_bytes = (uint32_t)tile_rows * ROW_BYTES, x_bytes = NT * 8 * ROW_BYTES;
+    int early = work.n_steps < args.stages ? work.n_steps : args.stages, stage = 0;
+    int steps = work.last - work.first, tile = work.tile, step = work.first;
+    uint32_t parity = 1;
+
+    /* A stage is empty at first. */
+    for (int i = 0; i < early; i++) {
+        counter_arrive_for(full + 8 * i, w_bytes + x_bytes);
+        copy_w<TWO>(args, ring + i * (w_bytes + x_bytes), work.tile + i / steps * work.tile_stride,
+                    work.first + i % steps, tile_rows, full + 8 * i);
+    }
+    dependency_wait();
+    for (int i = 0; i < work.n_steps; i++) {
+        shared_address to = ring + stage * (w_bytes + x_bytes);
+
+        if (i >= early) {
+            counter_wait(empty + 8 * stage, parity);
+            counter_arrive_for(full + 8 * stage, w_bytes + x_bytes);
+            copy_w<TWO>(args, to, tile, step, tile_rows, full + 8 * stage);
+        }
+        copy_box_2d(to + w_bytes, &args.x, step * STEP, 0, full + 8 * stage, LEAVES_LAST);
+        if (++step == work.last) {
+            step = work.first;
+            tile += work.tile_stride;
+        }
+        if (++stage == args.stages) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+}
+
+template <int NT, int END>
+__global__ static void
+__launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
+{
+#if __CUDA_ARCH_FEAT_SM90_ALL
+    enum { TWO = END == GEMV_SWIGLU };
+    DYNAMIC_SHARED(char, shared);
+    __shared__ uint64_t counters[2 * MOST_STAGES];
+    const struct gemv &a = args.g;
+    int lane = (int)threadIdx.x % 32;
+    int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0); /* which the compiler sees is one */
+    int warps = (int)blockDim.x / 32 - 1, splits = args.splits, tile_rows = warps * WARP_ROWS;
+    int rank = (int)blockIdx.x % splits, columns = warps * (TWO ? 8 : 16);
+    int tiles = (a.n + columns - 1) / columns, steps = a.k / STEP;
+    struct work work = {(int)blockIdx.x / splits, (int)gridDim.x / splits, steps * rank / splits,
+                        steps * (rank + 1) / splits, 0};
+    shared_address base = shared_address_of(shared);
+    shared_address ring = base + (ALIGN_BYTES - base % ALIGN_BYTES) % ALIGN_BYTES;
+    shared_address full = shared_address_of(counters), empty = full + 8 * MOST_STAGES;
+    float sum[NT][4] = {};
+
+    work.n_steps = (work.last - work.first) *
+                   ((tiles - work.tile + work.tile_stride - 1) / work.tile_stride);
+    if ((int)threadIdx.x == warps * 32) {
+        for (int s = 0; s < args.stages; s++) {
+            counter_open(full + 8 * s, 1);
+            counter_open(empty + 8 * s, warps);
+        }
+        counters_opened();
+    }
+    __syncthreads();
+    dependency_launch();
+    if (warp == warps) {
+        if (lane == 0)
+            bring<NT, TWO>(args, work, ring, full, empty, tile_rows);
+        __syncwarp();
+    } else {
+        uint32_t stage_bytes = (uint32_t)(tile_rows + NT * 8) * ROW_BYTES, parity = 0;
+        uint32_t group = (uint32_t)(warp / GROUP_WARPS * GROUP_WARPS * WARP_ROWS * ROW_BYTES);
+        int stage = 0, tile = work.tile;
+
+        dependency_wait();
+        for (; tile < tiles; tile += work.tile_stride) {
+            int before = stage;
+
+            for (int step = work.first; step < work.last; step++) {
+                shared_address w = ring + stage * stage_bytes + group;
+                shared_address x = ring + stage * stage_bytes + (uint32_t)tile_rows * ROW_BYTES;
+
+                counter_wait(full + 8 * stage, parity);
+                wgmma_fence();
+#pragma unroll
+                for (int q = 0; q < STEP / 16; q++)
+                    wgmma_bf16<NT>(sum, wgmma_matrix(w + q * 32), wgmma_matrix(x + q * 32));
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (lane == 0 && step > work.first)
+                    counter_arrive(empty + 8 * before);
+                before = stage;
+                if (++stage == args.stages) {
+                    stage = 0;
+                    parity ^= 1;
+                }
+            }
+            wgmma_wait<0>();
+            if (lane == 0)
+                counter_arrive(empty + 8 * before);
+            if (splits > 1)
+                break; /* its one tile */
+            int column = (tile * warps + warp) * (TWO ? 8 : 16) + lane / 4;
+#pragma unroll
+            for (int j = 0; j < NT; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    int row = j * 8 + lane % 4 * 2 + e;
+
+                    put<END>(a, row, column, sum[j][e], sum[j][2 + e]);
+                    if (!TWO)
+                        put<END>(a, row, column + 8, sum[j][2 + e], 0);
+                    sum[j][e] = sum[j][2 + e] = 0;
+                }
+        }
+    }
+    if (!TWO && END != GEMV_F32 && splits > 1)
+        add_up<NT, END>(a, sum, (float *)shared, splits, rank, work.tile, warps);
+#endif
+}
+
+bool
+cuda_skinny_fits(const struct cuda_device *cuda, const struct gemv *a)
+{
+    return cuda->encode_tensor_map && a->m <= SKINNY_MOST_ROWS && a->n % 8 == 0 &&
+           a->k % STEP == 0 && ((uintptr_t)a->x | (uintptr_t)a->w) % 16 == 0;
+}
+
+/* How a product is cut: what a multiprocessor reads, w and x, x at a fraction of the price as it is in L2. */
+struct cut {
+    int warps, splits, blocks;
+};
+
+static struct cut
+choose_cut(const struct cuda_device *cuda, const struct gemv *a)
+{
+    bool two = a->end == GEMV_SWIGLU, may_split = !two && a->end != GEMV_F32;
+    struct cut best = {};
+    int64_t best_cost = INT64_MAX;
+
+    for (int splits = 1; splits <= (may_split ? MOST_SPLITS : 1); splits *= 2) {
+        int places = splits == 1 ? cuda->sm_count : cuda->clusters[splits / 2 - 1];
+
+        for (int warps = GROUP_WARPS; warps <= MOST_WARPS; warps += GROUP_WARPS) {
+            int columns = warps * (two ? 8 : 16), tiles = (a->n + columns - 1) / columns;
+            int turns = places > 0 ? (tiles + places - 1) / places : 0;
+            int64_t cost = (int64_t)turns * (warps * WARP_ROWS * 5 + a->m * 2) *
+                           (a->k / splits + STEP);
+
+            if (turns == 0 || (splits > 1 && (turns > 1 || a->k / splits < 512)))
+                continue;
+            if (cost < best_cost) {
+                best = {warps, splits, (turns > 1 ? places : tiles) * splits};
+                best_cost = cost;
+            }
+        }
+    }
+    return best;
+}
+
+/* Boxes of 64 columns and `rows` rows of [total, k]; what is behind the end is 0. SwiGLU: of [2, total, k], 8 rows of
+ * the first and 8 of the second in turn. */
+static bool
+map_rows(const struct cuda_device *cuda, CUtensorMap *ret_map, const void *at, int64_t total,
+         int64_t k, int rows, bool two)
+{
+    cuuint64_t row = (cuuint64_t)k * 2, n = (cuuint64_t)total;
+    cuuint64_t plain[2] = {(cuuint64_t)k, n}, plain_stride[1] = {row};
+    cuuint64_t turns[4] = {(cuuint64_t)k, 8, 2, n / 8}, turns_stride[3] = {row, n * row, 8 * row};
+    cuuint32_t plain_box[2] = {STEP, (cuuint32_t)rows};
+    cuuint32_t turns_box[4] = {STEP, 8, 2, (cuuint32_t)rows / 16}, one[4] = {1, 1, 1, 1};
+    PFN_cuTensorMapEncodeTiled_v12000 encode =
+        (PFN_cuTensorMapEncodeTiled_v12000)cuda->encode_tensor_map;
+
+    return encode(ret_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, two ? 4 : 2, (void *)at,
+                  two ? turns : plain, two ? turns_stride : plain_stride,
+                  two ? turns_box : plain_box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <int NT, int END>
+static int
+launch(struct cuda_device *cuda, const struct gemv *a)
+{
+    struct cut cut = choose_cut(cuda, a);
+    int rows = cut.warps * WARP_ROWS, stage = (rows + NT * 8) * ROW_BYTES;
+    int stages = (SHARED_BYTES - ALIGN_BYTES) / stage;
+    struct skinny_args args = {*a, cut.splits, stages < MOST_STAGES ? stages : MOST_STAGES};
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute[2] = {};
+
+    if (!map_rows(cuda, &args.w, a->w, a->n, a->k, rows, a->end == GEMV_SWIGLU) ||
+        !map_rows(cuda, &args.x, a->x, a->m, a->k, NT * 8, false))
+        return -EIO;
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    attribute[1].id = cudaLaunchAttributeClusterDimension;
+    attribute[1].val.clusterDim.x = (unsigned)cut.splits;
+    attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
+    config.gridDim = (unsigned)cut.blocks;
+    config.blockDim = (unsigned)(cut.warps + 1) * 32;
+    config.dynamicSmemBytes = SHARED_BYTES;
+    config.stream = cuda->stream;
+    config.attrs = attribute;
+    config.numAttrs = cut.splits > 1 ? 2 : 1;
+    return cuda_launch_status(cudaLaunchKernelEx(&config, skinny_kernel<NT, END>, args));
+}
+
+template <int NT>
+static int
+launch_end(struct cuda_device *cuda, const struct gemv *a)
+{
+    switch (a->end) {
+    case GEMV_BF16:
+        return launch<NT, GEMV_BF16>(cuda, a);
+    case GEMV_F32:
+        return launch<NT, GEMV_F32>(cuda, a);
+    case GEMV_ADD:
+        return launch<NT, GEMV_ADD>(cuda, a);
+    default:
+        return launch<NT, GEMV_SWIGLU>(cuda, a);
+    }
+}
+
+int
+cuda_skinny(struct cuda_device *cuda, const struct gemv *a)
+{
+    return a->m <= 8    ? launch_end<1>(cuda, a)
+           : a->m <= 16 ? launch_end<2>(cuda, a)
+           : a->m <= 32 ? launch_end<4>(cuda, a)
+                        : launch_end<8>(cuda, a);
+}
+
+template <int NT>
+static int
+allow(void)
+{
+    int result = ALLOW_SHARED((skinny_kernel<NT, GEMV_BF16>), SHARED_BYTES);
+
+    result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_F32>), SHARED_BYTES);
+    result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_ADD>), SHARED_BYTES);
+    result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_SWIGLU>), SHARED_BYTES);
+    return result;
+}
+
+/* Clusters of so many blocks that run at the same time. */
+static int
+count_clusters(int splits, int *ret_count)
+{
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = (unsigned)splits;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.gridDim = (unsigned)splits;
+    config.blockDim = (MOST_WARPS + 1) * 32;
+    config.dynamicSmemBytes = SHARED_BYTES;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return cuda_launch_status(
+        cudaOccupancyMaxActiveClusters(ret_count, skinny_kernel<8, GEMV_ADD>, &config));
+}
+
+int
+cuda_skinny_open(struct cuda_device *cuda)
+{
+    cudaDriverEntryPointQueryResult found;
+    void *encode = NULL;
+
+    if (cuda->compute_capability / 10 != 9 || cuda->block_shared_bytes < SHARED_BYTES)
+        return 0;
+    int result = allow<1>() | allow<2>() | allow<4>() | allow<8>();
+    for (int i = 0; i < 2 && !result; i++)
+        result = count_clusters(2 << i, &cuda->clusters[i]);
+    if (!result)
+        result = cuda_launch_status(cudaGetDriverEntryPointByVersion(
+            "cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found));
+    if (!result && found == cudaDriverEntryPointSuccess)
+        cuda->encode_tensor_map = encode;
+    return result ? -EIO : 0;
+}

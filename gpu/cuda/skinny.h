@@ -1,0 +1,16 @@
+/* skinny: products of up to 64 rows with BF16 weights on tensor cores, at the rate the weights can be read. Hopper
+ * alone: it needs wgmma. Elsewhere gemv takes one or two rows and cuBLASLt more. Thread: engine. */
+#ifndef GPU_CUDA_SKINNY_H
+#define GPU_CUDA_SKINNY_H
+
+#include "gpu/cuda/gemv.h"
+
+enum { SKINNY_MOST_ROWS = 64 };
+
+/* Whether cuda_skinny takes it, once x is normalised and row NULL: Hopper, k a multiple of 64, n of 8. */
+bool cuda_skinny_fits(const struct cuda_device *, const struct gemv *);
+/* As cuda_gemv, without norm and row. */
+int cuda_skinny(struct cuda_device *, const struct gemv *);
+int cuda_skinny_open(struct cuda_device *);
+
+#endif

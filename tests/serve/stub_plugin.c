@@ -1,0 +1,103 @@
+/* stub_plugin: what daemon/cuda_plugin.c loads, without a GPU: the CPU backend behind the plugin's
+ * exports, with memory that the host is not to write and a driver that says what the test wants to hear.
+ * From the environment:
+ *
+ *   STUB_GPUS       how many there are (1); -1: there is no driver
+ *   STUB_MEMORY     free bytes of the device
+ *   STUB_FAIL_STEP  the step with which the device begins to fail, for good
+ *   STUB_FAIL_HOW   launch: the step is refused; silent: it is taken and no report ever comes  */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/cuda/plugin.h"
+#include "gpu/host/host_device.h"
+
+const int engram_cuda_abi = ENGRAM_CUDA_ABI;
+
+static struct device_ops ops;
+static const struct device_ops *below;
+static uint64_t fail_step = UINT64_MAX;
+static bool refuse;
+static atomic_bool lost;
+
+static uint64_t
+number(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+
+    return text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+static int
+memory_info(struct device *device, uint64_t *ret_free_bytes, uint64_t *ret_total_bytes)
+{
+    *ret_free_bytes = *ret_total_bytes = number("STUB_MEMORY", (uint64_t)64 << 30);
+    return 0;
+}
+
+static int
+begin_step(struct device *device, const struct forward_step *step, struct step_view *ret_view,
+           struct stream *stream)
+{
+    if (step->step < fail_step)
+        return below->begin_step(device, step, ret_view, stream);
+    atomic_store(&lost, true);
+    return refuse ? -EIO : STEP_REPLAYED;
+}
+
+static int
+poll_device(struct device *device, struct stream *stream)
+{
+    return atomic_load(&lost) ? -EIO : below->poll(device, stream);
+}
+
+static int
+synchronize(struct device *device, struct stream *stream)
+{
+    return atomic_load(&lost) ? -EIO : below->synchronize(device, stream);
+}
+
+int
+engram_cuda_count(struct err *err)
+{
+    const char *text = getenv("STUB_GPUS");
+    int n = text ? atoi(text) : 1;
+
+    return n < 0 ? err_set(err, ENODEV, "the driver cannot be used: it is a stub") : n;
+}
+
+int
+engram_cuda_open(struct device **ret_device, int ordinal, struct err *err)
+{
+    struct host_device_options options = {.n_threads = 1};
+    const char *how = getenv("STUB_FAIL_HOW");
+    int n = engram_cuda_count(err);
+
+    if (n < 0)
+        return n;
+    if (ordinal >= n)
+        return err_set(err, ENODEV, "looked for GPU %d, found %d", ordinal, n);
+    int status = host_device_open(ret_device, &options, err);
+    if (status < 0)
+        return status;
+    below = (*ret_device)->ops;
+    ops = *below;
+    ops.name = "stub";
+    ops.host_addressable = false;
+    ops.memory_info = memory_info;
+    ops.begin_step = begin_step;
+    ops.poll = poll_device;
+    ops.synchronize = synchronize;
+    (*ret_device)->ops = &ops;
+    fail_step = number("STUB_FAIL_STEP", UINT64_MAX);
+    refuse = how && strcmp(how, "launch") == 0;
+    return 0;
+}
+
+const char *
+engram_cuda_describe(const struct device *device)
+{
+    return "stub";
+}
