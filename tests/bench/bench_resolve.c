@@ -318,7 +318,7 @@ main(int argc, char **argv)
     }
     thread_enter(THREAD_RESOLVER);
     b.o = &o;
-    bench_add_engram(&b.shape, (double)o.table_bytes, HEADS, HEAD_DIM, 1);
+    bench_add_engram(&b.shape, DTYPE_F8_E4M3, (double)o.table_bytes, HEADS, HEAD_DIM, 1);
     bench_corpus_read(&b.corpus, o.text, o.tokenizer, &b.shape);
     int64_t wanted =
         (int64_t)MOST_TOKENS * (o.warm + o.rounds) + (int64_t)o.rounds * (5 * 64 + 3 * 512) + 64;
