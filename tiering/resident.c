@@ -15,8 +15,6 @@ enum {
     /* Bundles whose rows are on their way into the cache while one is copied; with 8 heads more
      * than a core has misses in flight. */
     AHEAD = 4,
-    TOGETHER = 64, /* bundles: fewer are copied sooner than the other threads are awake */
-    GRAIN = 8, /* bundles: no two threads work on one before they are that many */
     LINE_BYTES = 64,
 };
 
@@ -56,13 +54,12 @@ resident_init(struct resident *resident, const struct engram_shape *engram,
         return err_set(err, EINVAL, "%d threads to gather rows are not from 1 to %d", threads,
                        RESIDENT_THREADS_MAX);
     resident->max_bundles = (uint32_t)(max_step_rows * resident->n_orders);
-    uint32_t places = 2;
-    while (places < 2 * resident->max_bundles)
-        places *= 2;
+    resident->places = 2;
+    while (resident->places < 2 * resident->max_bundles)
+        resident->places *= 2;
     resident->bundle = calloc(resident->max_bundles, sizeof *resident->bundle);
-    resident->bundle_of = calloc(resident->max_bundles, sizeof *resident->bundle_of);
-    resident->place = calloc(places, sizeof *resident->place);
-    if (!resident->bundle || !resident->bundle_of || !resident->place)
+    resident->place = calloc(resident->places, sizeof *resident->place);
+    if (!resident->bundle || !resident->place)
         return err_set(err, ENOMEM, "no memory for the look-ups of resident tables");
     return pool_new(&resident->pool, threads ? threads : default_threads(), err);
 }
@@ -72,7 +69,6 @@ resident_free(struct resident *resident)
 {
     (void)pool_free(resident->pool);
     free(resident->bundle);
-    free(resident->bundle_of);
     free(resident->place);
     memset(resident, 0, sizeof *resident);
 }
@@ -85,24 +81,37 @@ resident_begin(struct resident *resident, uint32_t n_cells)
     ASSERT(n_cells <= resident->max_bundles);
     while (places < 2 * n_cells)
         places *= 2;
-    memset(resident->place, 0xff, places * sizeof *resident->place); /* NODE_NONE */
     resident->place_mask = places - 1;
-    resident->n_bundles = 0;
+    if (++resident->request == 0) { /* numbers come again */
+        memset(resident->place, 0, resident->places * sizeof *resident->place);
+        resident->request = 1;
+    }
+}
+
+void
+resident_ask(const struct resident *resident, uint32_t hash)
+{
+    cache_hint(&resident->place[hash & resident->place_mask]);
 }
 
 uint32_t
-resident_bundle(struct resident *resident, uint32_t hash, uint32_t order, uint64_t mix)
+resident_bundle(struct resident *resident, uint32_t hash, uint32_t order, uint64_t mix,
+                uint32_t number)
 {
-    for (uint32_t at = hash;; at++) {
-        uint32_t *place = &resident->place[at & resident->place_mask];
+    uint64_t mine = (uint64_t)resident->request << 32 | number;
 
-        if (*place == NODE_NONE) {
-            resident->bundle[resident->n_bundles] =
-                (struct resident_bundle){.mix = mix, .order = order};
-            return *place = resident->n_bundles++;
-        }
-        if (resident->bundle[*place].mix == mix && resident->bundle[*place].order == order)
-            return *place;
+    resident->bundle[number] = (struct resident_bundle){.mix = mix, .order = order};
+    for (uint32_t at = hash;; at++) {
+        _Atomic uint64_t *place = &resident->place[at & resident->place_mask];
+        uint64_t there = atomic_load_explicit(place, memory_order_acquire);
+
+        if ((uint32_t)(there >> 32) != resident->request &&
+            atomic_compare_exchange_strong_explicit(place, &there, mine, memory_order_acq_rel,
+                                                    memory_order_acquire))
+            return number;
+        const struct resident_bundle *other = &resident->bundle[(uint32_t)there];
+        if (other->mix == mix && other->order == order)
+            return (uint32_t)there;
     }
 }
 
@@ -116,30 +125,29 @@ prefetch(const uint8_t *from, uint32_t bytes)
 
 /* The rows of a bundle, and their bytes asked for. */
 static void
-find_rows(const struct resident *resident, uint32_t number, uint64_t *row)
+find_rows(const struct resident *resident, int table, uint32_t number, uint64_t *row)
 {
-    const struct tier_resident *table = &resident->table[resident->gathered_table];
+    const struct tier_resident *from = &resident->table[table];
     const struct resident_bundle *bundle = &resident->bundle[number];
 
     if (!bundle->dst)
         return;
     for (int j = 0; j < resident->heads; j++) {
-        const struct resident_column *column =
-            &resident->column[resident->gathered_table][bundle->order][j];
+        const struct resident_column *column = &resident->column[table][bundle->order][j];
 
         row[j] = column->row_base + fast_mod(column->prime, bundle->mix);
-        prefetch((const uint8_t *)table->weights + row[j] * resident->weight_bytes,
+        prefetch((const uint8_t *)from->weights + row[j] * resident->weight_bytes,
                  resident->weight_bytes);
         if (resident->scale_bytes)
-            prefetch((const uint8_t *)table->scales + row[j] * resident->scale_bytes,
+            prefetch((const uint8_t *)from->scales + row[j] * resident->scale_bytes,
                      resident->scale_bytes);
     }
 }
 
 static void
-copy_rows(const struct resident *resident, uint32_t number, const uint64_t *row)
+copy_rows(const struct resident *resident, int table, uint32_t number, const uint64_t *row)
 {
-    const struct tier_resident *table = &resident->table[resident->gathered_table];
+    const struct tier_resident *from = &resident->table[table];
     size_t weight = resident->weight_bytes, scale = resident->scale_bytes;
     uint8_t *weights = resident->bundle[number].dst;
 
@@ -147,41 +155,21 @@ copy_rows(const struct resident *resident, uint32_t number, const uint64_t *row)
         return;
     uint8_t *scales = weights + (size_t)resident->heads * weight;
     for (int j = 0; j < resident->heads; j++)
-        memcpy(weights + (size_t)j * weight, (const uint8_t *)table->weights + row[j] * weight,
+        memcpy(weights + (size_t)j * weight, (const uint8_t *)from->weights + row[j] * weight,
                weight);
     for (int j = 0; scale && j < resident->heads; j++)
-        memcpy(scales + (size_t)j * scale, (const uint8_t *)table->scales + row[j] * scale, scale);
+        memcpy(scales + (size_t)j * scale, (const uint8_t *)from->scales + row[j] * scale, scale);
 }
 
-static void
-gather_part(void *arg, int part, int n_parts)
+void
+resident_gather(const struct resident *resident, int table, uint32_t first, uint32_t end)
 {
-    const struct resident *resident = arg;
     uint64_t row[AHEAD + 1][SHAPE_MAX_HEADS_PER_NGRAM];
-    long begin, end;
 
-    pool_slice((long)resident->n_bundles, GRAIN, part, n_parts, &begin, &end);
-    for (long i = begin - AHEAD; i < end; i++) {
+    for (int64_t i = (int64_t)first - AHEAD; i < end; i++) {
         if (i + AHEAD < end)
-            find_rows(resident, (uint32_t)(i + AHEAD), row[(i + AHEAD) % (AHEAD + 1)]);
-        if (i >= begin)
-            copy_rows(resident, (uint32_t)i, row[i % (AHEAD + 1)]);
+            find_rows(resident, table, (uint32_t)(i + AHEAD), row[(i + AHEAD) % (AHEAD + 1)]);
+        if (i >= first)
+            copy_rows(resident, table, (uint32_t)i, row[i % (AHEAD + 1)]);
     }
-}
-
-void
-resident_gather_begin(struct resident *resident, int table)
-{
-    resident->gathered_table = table;
-    if (resident->n_bundles >= TOGETHER)
-        pool_begin(resident->pool, gather_part, resident);
-}
-
-void
-resident_gather_end(struct resident *resident)
-{
-    if (resident->n_bundles >= TOGETHER)
-        pool_end(resident->pool);
-    else
-        gather_part(resident, 0, 1);
 }

@@ -34,9 +34,7 @@ staging_init(struct staging *staging, uint32_t slot_bytes, uint32_t max_slots,
     staging->chunk = calloc(staging->max_chunks, sizeof *staging->chunk);
     staging->free_slot =
         calloc((size_t)staging->max_chunks * staging->chunk_slots, sizeof *staging->free_slot);
-    staging->next =
-        calloc((size_t)staging->max_chunks * staging->chunk_slots, sizeof *staging->next);
-    if (!staging->chunk || !staging->free_slot || !staging->next) {
+    if (!staging->chunk || !staging->free_slot) {
         staging_free(staging);
         return err_set(err, ENOMEM, "no memory for staging");
     }
@@ -50,7 +48,6 @@ staging_free(struct staging *staging)
         staging->memory.free(staging->memory.arg, staging->chunk[i], staging->chunk_bytes);
     free(staging->chunk);
     free(staging->free_slot);
-    free(staging->next);
     memset(staging, 0, sizeof *staging);
 }
 
@@ -91,6 +88,25 @@ staging_give(struct staging *staging, uint32_t slot)
 {
     ASSERT(staging->n_free < staging->n_chunks * staging->chunk_slots);
     staging->free_slot[staging->n_free++] = slot;
+}
+
+uint32_t
+staging_take_many(struct staging *staging, uint32_t n, uint32_t *ret_slots)
+{
+    staging_reserve(staging, n);
+    n = n < staging->n_free ? n : staging->n_free;
+    for (uint32_t i = 0; i < n; i++)
+        ret_slots[i] = staging->free_slot[--staging->n_free];
+    return n;
+}
+
+/* Backwards, so that whoever takes them next has them in the same order: one behind the other. */
+void
+staging_give_many(struct staging *staging, const uint32_t *slots, uint32_t n)
+{
+    ASSERT(staging->n_free + n <= staging->n_chunks * staging->chunk_slots);
+    while (n-- > 0)
+        staging->free_slot[staging->n_free++] = slots[n];
 }
 
 void *

@@ -17,7 +17,6 @@ struct staging {
     uint32_t n_chunks, max_chunks;
     uint32_t *free_slot; /* stack [max_chunks * chunk_slots] */
     uint32_t n_free;
-    uint32_t *next; /* [max_chunks * chunk_slots]: the owner's, to link slots it has taken */
     _Atomic uint64_t bytes;
 };
 
@@ -28,6 +27,9 @@ void staging_free(struct staging *staging);
 void staging_reserve(struct staging *staging, uint32_t slots);
 uint32_t staging_take(struct staging *staging); /* NODE_NONE: no memory */
 void staging_give(struct staging *staging, uint32_t slot);
+/* Up to n at once; returns how many there was memory for. */
+uint32_t staging_take_many(struct staging *staging, uint32_t n, uint32_t *ret_slots);
+void staging_give_many(struct staging *staging, const uint32_t *slots, uint32_t n);
 void *staging_address(const struct staging *staging, uint32_t slot);
 
 #endif

@@ -34,11 +34,8 @@ tiers_find_step(struct tiers *tiers, uint64_t step)
 static void
 give_staged(struct tiers *tiers, struct open_step *open)
 {
-    while (open->staged != NODE_NONE) {
-        uint32_t slot = open->staged;
-        open->staged = tiers->staging.next[slot];
-        staging_give(&tiers->staging, slot);
-    }
+    staging_give_many(&tiers->staging, open->staged, open->n_staged);
+    open->n_staged = 0;
 }
 
 /* Ends a step: its HBM slots become readable (T2), or free. */
@@ -92,8 +89,8 @@ begin_step(struct tiers *tiers, uint64_t step)
     ASSERT(place); /* more steps in flight than tiers_new was told */
     if (place->open)
         close_step(tiers, place, false);
-    *place =
-        (struct open_step){.open = true, .step = step, .promoted = NODE_NONE, .staged = NODE_NONE};
+    *place = (struct open_step){
+        .open = true, .step = step, .promoted = NODE_NONE, .staged = place->staged};
 }
 
 void *
@@ -169,16 +166,6 @@ copy_sliced(struct tiers *tiers, const struct tiers_request *request, uint8_t se
     ASSERT(fetch != NODE_NONE); /* there are as many as cells of all requests */
     fetches_copy(&tiers->fetches, fetch);
     return fetch;
-}
-
-int
-tiers_visits(struct tiers *tiers, uint32_t hash)
-{
-    uint16_t *tag = &tiers->seen[hash % TIERS_SEEN_TAGS], now = (uint16_t)(hash >> 16 | 1);
-    bool again = *tag == now;
-
-    *tag = now;
-    return again ? TIERS_PROMOTE_VISITS : 0;
 }
 
 /* The look-up of one cell once HBM is known not to have it. True: it waits. */
@@ -308,7 +295,8 @@ tiers_resolve(struct tiers *tiers, const struct tiers_request *request)
     }
     uint32_t number = take_request(tiers, request); /* pending 1: ours, while cells are looked up */
     struct pending_request *pending = &tiers->requests[number];
-    int n = tiers_look_up_hbm(tiers, request);
+    int n = (int)tiers_look_up_hbm(tiers, request, 0);
+    tiers_join_parts(tiers);
     for (int i = -3 * TIERS_AHEAD; i < n; i++) {
         prefetch(&tiers->ram.index, tiers->look_up, request->mix, i, n);
         if (i >= 0)

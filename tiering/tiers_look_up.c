@@ -5,18 +5,14 @@
 #include "tiering/tiers_state.h"
 
 enum {
-    FIND_TOGETHER = 1024, /* rows from which on several threads find */
-    FIND_GRAIN = 64,      /* rows */
+    FIND_TOGETHER = 256, /* rows from which on several threads find */
+    /* Parts for each thread: one that comes late, or whose CPU does something else, leaves its share to
+     * the others. */
+    PARTS_A_THREAD = 8,
+    PART_GRAIN = 16, /* rows */
 };
 
 static const struct bundle_address no_address = {NULL, NULL};
-
-/* A part of a request's rows, by one thread: what is changed for a hit is the hit's own, or does not
- * care who of two threads comes last. */
-struct find_part {
-    int n_missed; /* the first of its cells in tiers->look_up */
-    uint32_t hits[SHAPE_MAX_ORDERS], misses[SHAPE_MAX_ORDERS];
-};
 
 /* One cell's look-up is over: a hit is answered. */
 static bool
@@ -29,7 +25,9 @@ answer_hit(const struct slot_store *hbm, const struct tiers_request *request,
         return false;
     if (__atomic_load_n(&slot->bundle.visits, __ATOMIC_RELAXED) != POLICY_VISITS_MAX)
         (void)hbm->policy->ops->touch(hbm->policy, slot);
-    __atomic_store_n(&slot->last_step, (uint32_t)request->step, __ATOMIC_RELAXED);
+    /* The line of a bundle that is hit often stays in the caches of all threads. */
+    if (__atomic_load_n(&slot->last_step, __ATOMIC_RELAXED) != (uint32_t)request->step)
+        __atomic_store_n(&slot->last_step, (uint32_t)request->step, __ATOMIC_RELAXED);
     request->address[look_up->cell] =
         (struct bundle_address){slot_store_address(hbm, look_up->at), NULL};
     return true;
@@ -56,16 +54,17 @@ list_cells(struct tiers *tiers, const struct tiers_request *request, int begin, 
 
 static void
 look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin, int end,
-             struct find_part *part)
+             struct look_up_part *part)
 {
+    const struct bundle_address in_place = {BUNDLE_IN_PLACE, NULL};
     const struct slot_store hbm = tiers->hbm; /* a copy, which no store to an address can change */
     const struct bundle_index *index = &hbm.index;
     const uint64_t *mix = request->mix;
     struct look_up *look_up = tiers->look_up;
     int first = begin * tiers->n_orders, last = end * tiers->n_orders;
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+    struct look_up_part now_part = {0};
 
-    *part = (struct find_part){0};
     list_cells(tiers, request, begin, end);
     for (int i = index->count > 0 ? first - 3 * TIERS_AHEAD : first; i < last; i++) {
         if (index->count > 0) {
@@ -85,48 +84,104 @@ look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin
         struct look_up now = look_up[i];
         now.at = bundle_index_find_from(index, now.at, now.set, mix[now.cell]);
         if (answer_hit(&hbm, request, &now)) {
-            part->hits[now.set - first_set]++;
+            now_part.hits[now.set - first_set]++;
         } else {
-            look_up[first + part->n_missed++] = now;
-            part->misses[now.set - first_set]++;
+            request->address[now.cell] = in_place;
+            look_up[(uint32_t)first + now_part.n_missed++] = now;
+            now_part.misses[now.set - first_set]++;
         }
     }
+    *part = now_part;
+}
+
+/* Equal misses get one bundle. */
+static void
+find_bundles(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
+{
+    struct look_up_part *part = &tiers->part[number];
+    uint32_t first = number * tiers->part_rows * (uint32_t)tiers->n_orders, n_bundles = 0;
+    struct look_up *look_up = tiers->look_up + first;
+    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
+
+    for (uint32_t i = 0; i < part->n_missed && i < TIERS_AHEAD; i++)
+        resident_ask(&tiers->resident, look_up[i].hash);
+    for (uint32_t i = 0; i < part->n_missed; i++) {
+        if (i + TIERS_AHEAD < part->n_missed)
+            resident_ask(&tiers->resident, look_up[i + TIERS_AHEAD].hash);
+        look_up[i].at = resident_bundle(&tiers->resident, look_up[i].hash,
+                                        (uint32_t)(look_up[i].set - first_set),
+                                        request->mix[look_up[i].cell], first + n_bundles);
+        n_bundles += look_up[i].at == first + n_bundles;
+    }
+    part->n_bundles = n_bundles;
 }
 
 struct find {
     struct tiers *tiers;
     const struct tiers_request *request;
-    struct find_part part[RESIDENT_THREADS_MAX];
+    bool bundles;
+    _Atomic uint32_t next; /* part; relaxed: the pool orders what is in it */
 };
 
 static void
-run_part(void *arg, int part, int n_parts)
+find_part(const struct find *find, uint32_t number)
 {
-    struct find *find = arg;
-    long begin, end;
+    struct tiers *tiers = find->tiers;
+    int begin = (int)(number * tiers->part_rows), end = begin + (int)tiers->part_rows;
 
-    pool_slice(find->request->n_rows, FIND_GRAIN, part, n_parts, &begin, &end);
-    look_up_rows(find->tiers, find->request, (int)begin, (int)end, &find->part[part]);
+    look_up_rows(tiers, find->request, begin,
+                 end < find->request->n_rows ? end : find->request->n_rows, &tiers->part[number]);
+    if (find->bundles)
+        find_bundles(tiers, find->request, number);
 }
 
-int
-tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
+static void
+run_find(void *arg, int part, int n_parts)
+{
+    struct find *find = arg;
+    uint32_t number;
+
+    while ((number = atomic_fetch_add_explicit(&find->next, 1, memory_order_relaxed)) <
+           find->tiers->n_parts)
+        find_part(find, number);
+}
+
+/* One part for a thread alone: its look-ups need no other beside them. */
+static void
+divide(struct tiers *tiers, int n_rows, int n_threads)
+{
+    int parts = n_threads > 1 ? n_threads * PARTS_A_THREAD : 1;
+    int rows = n_rows > 0 ? n_rows : 1;
+
+    if (parts > LOOK_UP_PARTS_MAX)
+        parts = LOOK_UP_PARTS_MAX;
+    if (parts > 1)
+        rows = ((n_rows + parts - 1) / parts + PART_GRAIN - 1) / PART_GRAIN * PART_GRAIN;
+    tiers->part_rows = (uint32_t)rows;
+    tiers->n_parts = (uint32_t)((n_rows + rows - 1) / rows);
+}
+
+uint32_t
+tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request, uint32_t bundles)
 {
     struct pool *pool = request->n_rows >= FIND_TOGETHER ? tiers->resident.pool : NULL;
-    int n_parts = pool ? pool_threads(pool) : 1, n_missed = 0;
+    uint32_t n_cells = (uint32_t)(request->n_rows * tiers->n_orders), n_missed = 0;
     struct find find = {.tiers = tiers, .request = request};
 
-    if (pool)
-        pool_run(pool, run_part, &find);
-    else
-        look_up_rows(tiers, request, 0, request->n_rows, &find.part[0]);
-    for (int p = 0; p < n_parts; p++) {
-        const struct find_part *part = &find.part[p];
-        long begin, end;
+    divide(tiers, request->n_rows, pool ? pool_threads(pool) : 1);
+    if (bundles > 0 && n_cells >= bundles)
+        resident_begin(&tiers->resident, n_cells);
+    if (tiers->n_parts > 1) {
+        find.bundles = bundles > 0 && n_cells >= bundles;
+        pool_run(pool, run_find, &find);
+    } else if (tiers->n_parts == 1) {
+        find_part(&find, 0);
+        if (bundles > 0 && tiers->part[0].n_missed >= bundles)
+            find_bundles(tiers, request, 0);
+    }
+    for (uint32_t p = 0; p < tiers->n_parts; p++) {
+        const struct look_up_part *part = &tiers->part[p];
 
-        pool_slice(request->n_rows, FIND_GRAIN, p, n_parts, &begin, &end);
-        memmove(tiers->look_up + n_missed, tiers->look_up + begin * tiers->n_orders,
-                (size_t)part->n_missed * sizeof *tiers->look_up);
         n_missed += part->n_missed;
         for (int o = 0; o < tiers->n_orders; o++) {
             struct set_counts *count =
@@ -137,6 +192,19 @@ tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request)
         }
     }
     return n_missed;
+}
+
+void
+tiers_join_parts(struct tiers *tiers)
+{
+    uint32_t n_missed = 0;
+
+    for (uint32_t p = 0; p < tiers->n_parts; p++) {
+        memmove(tiers->look_up + n_missed,
+                tiers->look_up + p * tiers->part_rows * (uint32_t)tiers->n_orders,
+                tiers->part[p].n_missed * sizeof *tiers->look_up);
+        n_missed += tiers->part[p].n_missed;
+    }
 }
 
 struct pool *

@@ -58,6 +58,18 @@ check_options(const struct tiers_options *options, struct err *err)
     return 0;
 }
 
+static int
+make_staged_lists(struct tiers *tiers, struct err *err)
+{
+    tiers->max_staged = (uint32_t)(tiers->options.max_step_rows * tiers->n_sets);
+    for (int i = 0; i < tiers->options.steps_in_flight; i++) {
+        tiers->open[i].staged = calloc(tiers->max_staged, sizeof *tiers->open[i].staged);
+        if (!tiers->open[i].staged)
+            return err_set(err, ENOMEM, "no memory for the tiers");
+    }
+    return 0;
+}
+
 int
 tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct err *err)
 {
@@ -95,7 +107,8 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
     atomic_store_explicit(&tiers->reserved_shown, reserved, memory_order_relaxed);
     tiers->look_up =
         calloc((size_t)options->max_step_rows * (size_t)tiers->n_orders, sizeof *tiers->look_up);
-    if (!tiers->requests || !tiers->open || !tiers->seen || !tiers->look_up)
+    tiers->part = calloc(LOOK_UP_PARTS_MAX, sizeof *tiers->part);
+    if (!tiers->requests || !tiers->open || !tiers->seen || !tiers->look_up || !tiers->part)
         code = err_set(err, ENOMEM, "no memory for the tiers");
     if (code == 0)
         code = slot_store_init(&tiers->hbm, tiers->bundle_bytes, &options->hbm_memory, 0, err);
@@ -111,6 +124,8 @@ tiers_new(struct tiers **ret_tiers, const struct tiers_options *options, struct 
         code =
             resident_init(&tiers->resident, engram, options->resident, options->may_become_resident,
                           options->max_step_rows, options->gather_threads, err);
+    if (code == 0 && tiers->resident.pool)
+        code = make_staged_lists(tiers, err);
     if (code < 0) {
         (void)tiers_free(tiers);
         return code;
@@ -145,6 +160,9 @@ tiers_free(struct tiers *tiers)
     resident_free(&tiers->resident);
     free(tiers->seen);
     free(tiers->look_up);
+    free(tiers->part);
+    for (int i = 0; tiers->open && i < tiers->options.steps_in_flight; i++)
+        free(tiers->open[i].staged);
     staging_free(&tiers->staging);
     slot_store_free(&tiers->ram);
     slot_store_free(&tiers->hbm);

@@ -1,7 +1,6 @@
 /* tiers_resident: look-ups of tables that are resident as a whole; nothing is read from disk for
  * them, and their answers are complete when tiers_resolve returns. Thread: resolver. */
 #include "base/check.h"
-#include "tiering/cache_hint.h"
 #include "tiering/tiers_state.h"
 
 /* The whole table is in device memory: where it is, is known without a look. */
@@ -27,71 +26,139 @@ answer_in_place(struct tiers *tiers, const struct tiers_request *request)
     }
 }
 
-/* A staging slot for each bundle that is not left to the device, as long as there are any; the others
- * are read in place. */
-static void
-take_staging(struct tiers *tiers, uint64_t step)
-{
-    struct resident *resident = &tiers->resident;
-    struct open_step *open = tiers_find_step(tiers, step);
+enum {
+    SPLIT = 4,     /* pieces of a part that are gathered at a time: rows take longer than look-ups */
+    TOGETHER = 64, /* bundles: fewer are copied sooner than the other threads are awake */
+};
 
-    bool shared = resident->n_bundles >= TIERS_SHARED_FROM;
+/* Bundles in the order of the parts, without those that are left to the device, get the slots in turn:
+ * where a bundle goes follows from its number, and nobody has to wait for anybody to know it. */
+struct gather {
+    struct tiers *tiers;
+    const struct tiers_request *request;
+    const uint32_t *slot; /* [n_slots] of staging */
+    uint32_t n_slots;
+    bool shared;           /* one in TIERS_IN_PLACE_SHARE is left to the device */
+    _Atomic uint32_t next; /* piece; relaxed: the pool orders what is in it */
+};
+
+/* NULL: it is read in place. */
+static uint8_t *
+destination(const struct gather *gather, uint32_t number)
+{
+    const struct tiers *tiers = gather->tiers;
+    uint32_t part_cells = tiers->part_rows * (uint32_t)tiers->n_orders;
+    uint32_t turn = tiers->part[number / part_cells].before + number % part_cells;
+
+    if (gather->shared) {
+        if (turn % TIERS_IN_PLACE_SHARE == 0)
+            return NULL;
+        turn -= turn / TIERS_IN_PLACE_SHARE + 1;
+    }
+    return turn < gather->n_slots ? staging_address(&tiers->staging, gather->slot[turn]) : NULL;
+}
+
+static void
+gather_piece(const struct gather *gather, uint32_t piece)
+{
+    struct tiers *tiers = gather->tiers;
+    struct resident *resident = &tiers->resident;
+    uint32_t number = piece / SPLIT, nth = piece % SPLIT;
+    const struct look_up_part *part = &tiers->part[number];
+    uint32_t first = number * tiers->part_rows * (uint32_t)tiers->n_orders;
+    uint32_t begin = first + part->n_bundles * nth / SPLIT;
+    uint32_t end = first + part->n_bundles * (nth + 1) / SPLIT;
+
+    for (uint32_t i = begin; i < end; i++)
+        resident->bundle[i].dst = destination(gather, i);
+    resident_gather(resident, gather->request->table, begin, end);
+    begin = first + part->n_missed * nth / SPLIT;
+    end = first + part->n_missed * (nth + 1) / SPLIT;
+    for (uint32_t i = begin; i < end; i++) {
+        const void *source = destination(gather, tiers->look_up[i].at);
+
+        if (source)
+            gather->request->address[tiers->look_up[i].cell].source = source;
+    }
+}
+
+static void
+run_gather(void *arg, int part, int n_parts)
+{
+    struct gather *gather = arg;
+    uint32_t piece, n_pieces = gather->tiers->n_parts * SPLIT;
+
+    while ((piece = atomic_fetch_add_explicit(&gather->next, 1, memory_order_relaxed)) < n_pieces)
+        gather_piece(gather, piece);
+}
+
+/* Slots for n_bundles, as far as there are any; the others are read in place. */
+static void
+take_staging(struct gather *gather, uint32_t n_bundles)
+{
+    struct tiers *tiers = gather->tiers;
+    struct open_step *open = tiers_find_step(tiers, gather->request->step);
 
     ASSERT(open);
-    for (uint32_t i = 0; i < resident->n_bundles; i++) {
-        if (shared && i % TIERS_IN_PLACE_SHARE == 0)
-            continue;
-        uint32_t slot = staging_take(&tiers->staging);
+    gather->shared = n_bundles >= TIERS_SHARED_FROM;
+    if (gather->shared)
+        n_bundles -= (n_bundles + TIERS_IN_PLACE_SHARE - 1) / TIERS_IN_PLACE_SHARE;
+    uint32_t room = tiers->max_staged - open->n_staged;
+    gather->slot = open->staged + open->n_staged;
+    gather->n_slots = staging_take_many(&tiers->staging, n_bundles < room ? n_bundles : room,
+                                        open->staged + open->n_staged);
+    open->n_staged += gather->n_slots;
+}
 
-        if (slot == NODE_NONE)
-            return;
-        tiers->staging.next[slot] = open->staged;
-        open->staged = slot;
-        resident->bundle[i].dst = staging_address(&tiers->staging, slot);
+/* Promotions of what HBM lacks, in the order of the cells. */
+static void
+promote_missed(struct tiers *tiers, const struct tiers_request *request)
+{
+    for (uint32_t p = 0; p < tiers->n_parts; p++) {
+        const struct look_up *look_up =
+            tiers->look_up + p * tiers->part_rows * (uint32_t)tiers->n_orders;
+
+        for (uint32_t i = 0; i < tiers->part[p].n_missed; i++) {
+            int visits = tiers_visits(tiers, look_up[i].hash);
+            uint32_t cell = look_up[i].cell;
+
+            request->address[cell].promote =
+                tiers_promote(tiers, request->step, &look_up[i], request->mix[cell], visits);
+        }
     }
 }
 
 static void
 answer_from_host(struct tiers *tiers, const struct tiers_request *request)
 {
-    struct resident *resident = &tiers->resident;
-    const struct look_up *look_up = tiers->look_up;
-    uint32_t n = (uint32_t)tiers_look_up_hbm(tiers, request), misses[SHAPE_MAX_ORDERS] = {0};
+    struct pool *pool = tiers->resident.pool;
+    struct gather gather = {.tiers = tiers, .request = request};
+    uint32_t below = (uint32_t)tiers->options.in_place_below, n_bundles = 0;
+    uint32_t n_missed = tiers_look_up_hbm(tiers, request, below);
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
 
-    resident_begin(resident, n);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t order = (uint32_t)(look_up[i].set - first_set);
-
-        resident->bundle_of[i] =
-            resident_bundle(resident, look_up[i].hash, order, request->mix[look_up[i].cell]);
-        misses[order]++;
-        cache_hint(&tiers->seen[look_up[i].hash % TIERS_SEEN_TAGS]); /* tiers_visits, below */
+    for (uint32_t p = 0; p < tiers->n_parts; p++) {
+        tiers->part[p].before = n_bundles;
+        n_bundles += tiers->part[p].n_bundles;
     }
-    bool gathered = resident->n_bundles >= (uint32_t)tiers->options.in_place_below;
-    if (gathered) {
-        take_staging(tiers, request->step);
-        resident_gather_begin(resident, request->table);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        struct resident_bundle *bundle = &resident->bundle[resident->bundle_of[i]];
-        struct bundle_address *address = &request->address[look_up[i].cell];
-        int visits = tiers_visits(tiers, look_up[i].hash);
-
-        address->source = bundle->dst ? bundle->dst : BUNDLE_IN_PLACE;
-        address->promote = bundle->promoted ? NULL
-                                            : tiers_promote(tiers, request->step, &look_up[i],
-                                                            bundle->mix, visits);
-        bundle->promoted = bundle->promoted || address->promote;
-    }
+    bool gathered = n_missed > 0 && n_bundles >= below, together = gathered && n_bundles >= TOGETHER;
     if (gathered)
-        resident_gather_end(resident);
-    for (int o = 0; o < tiers->n_orders; o++) {
-        struct set_counts *count = &tiers->count[TIER_RAM][first_set + o];
+        take_staging(&gather, n_bundles);
+    if (together)
+        pool_begin(pool, run_gather, &gather);
+    promote_missed(tiers, request);
+    if (together)
+        pool_end(pool);
+    else if (gathered)
+        run_gather(&gather, 0, 1);
+    for (uint32_t p = 0; p < tiers->n_parts; p++)
+        for (int o = 0; o < tiers->n_orders; o++) {
+            struct set_counts *count = &tiers->count[TIER_RAM][first_set + o];
+            uint32_t misses = tiers->part[p].misses[o];
 
-        tiers_count(&count->hits, misses[o]);
-        tiers_count(&count->bytes, (uint64_t)misses[o] * tiers->bundle_bytes);
-    }
+            tiers_count(&count->hits, misses);
+            tiers_count(&count->bytes, (uint64_t)misses * tiers->bundle_bytes);
+        }
 }
 
 bool

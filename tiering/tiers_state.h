@@ -17,6 +17,7 @@ enum {
     TIERS_AHEAD = 16, /* look-ups between two stages of a find: those whose cache misses overlap */
     TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
     TIERS_SEEN_TAGS = 1 << 18,    /* a second visit is one within about so many look-ups */
+    LOOK_UP_PARTS_MAX = 1024,
     TIERS_PROMOTE_VISITS = 2, /* look-ups that found a bundle before it may displace one in HBM */
 };
 
@@ -27,8 +28,17 @@ struct set_counts { /* one writer */
 /* One cell of a request, while it is resolved. */
 struct look_up {
     uint32_t cell, hash;
-    uint32_t at; /* of the HBM store: the node to look at next; in the end the bundle's, or NODE_NONE */
+    uint32_t at; /* of the HBM store: the node to look at next; of a resident table's miss in the end
+                  * the number of its bundle */
     uint8_t set; /* or LOOK_UP_SKIPPED */
+};
+
+/* Rows of a request that one thread looks up at a time. Those cells that HBM lacks are the first of the
+ * part's in tiers->look_up, in order; the bundles it found first are numbered from its first cell on. */
+struct look_up_part {
+    uint32_t n_missed, n_bundles;
+    uint32_t before; /* bundles of the parts before this one */
+    uint32_t hits[SHAPE_MAX_ORDERS], misses[SHAPE_MAX_ORDERS];
 };
 
 struct pending_request {
@@ -41,7 +51,8 @@ struct open_step {
     bool open;
     uint64_t step;
     uint32_t promoted; /* HBM slots it is to fill: list through slot.next */
-    uint32_t staged;   /* staging slots that only it reads: list through staging.next */
+    uint32_t *staged;  /* [n_staged], room for max_staged: staging slots that only it reads */
+    uint32_t n_staged;
 };
 
 struct tiers {
@@ -67,21 +78,29 @@ struct tiers {
     uint64_t begun_step, done_step;
     uint32_t displacements; /* of HBM's bundles that the latest request may still make */
     struct open_step *open; /* [steps_in_flight] */
+    uint32_t max_staged;    /* of one step; 0: no table can be gathered from */
 
     struct pending_request *requests; /* [n_requests] */
     uint32_t n_requests;
     bool closing;            /* waiters are forgotten */
-    struct look_up *look_up; /* [max_step_rows * orders], of the request that is being resolved */
+    /* Of the request that is being resolved. */
+    struct look_up *look_up; /* [max_step_rows * orders] */
+    struct look_up_part *part; /* [n_parts], room for LOOK_UP_PARTS_MAX */
+    uint32_t n_parts, part_rows; /* rows of each part but the last */
 
     struct set_counts count[TIER_COUNT][SLOT_STORE_MAX_SETS];
     _Atomic uint64_t prefetched, prefetch_used, prefetch_late;
     uint64_t table_bytes;
 };
 
-/* Lists the cells of a request that is not skipped, and answers those that HBM has. Those it has
- * not are the first of tiers->look_up; returns how many. All hits are found before anybody promotes:
- * a promotion of this step displaces none of them. */
-int tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request);
+/* Lists the cells of a request that is not skipped, part by part, and answers those that HBM has; the
+ * others are BUNDLE_IN_PLACE. Returns how many those are. All hits are found before anybody promotes: a
+ * promotion of this step displaces none of them. bundles: equal misses are found, if there are that many
+ * at all; 0: not. */
+uint32_t tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request,
+                           uint32_t bundles);
+/* Afterwards the misses are the first of tiers->look_up. */
+void tiers_join_parts(struct tiers *tiers);
 struct open_step *tiers_find_step(struct tiers *tiers, uint64_t step); /* NULL */
 /* An HBM slot for the step to fill with a bundle; NULL: none. With free room every bundle gets in
  * that HBM does not have and nobody fills; else only one that has been found below before. T1, T3:
@@ -90,7 +109,20 @@ struct open_step *tiers_find_step(struct tiers *tiers, uint64_t step); /* NULL *
 void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up, uint64_t mix,
                     int visits);
 /* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
-int tiers_visits(struct tiers *tiers, uint32_t hash);
+static inline uint16_t *
+tiers_seen(const struct tiers *tiers, uint32_t hash)
+{
+    return &tiers->seen[hash % TIERS_SEEN_TAGS];
+}
+static inline int
+tiers_visits(struct tiers *tiers, uint32_t hash)
+{
+    uint16_t *tag = tiers_seen(tiers, hash), now = (uint16_t)(hash >> 16 | 1);
+    bool again = *tag == now;
+
+    *tag = now;
+    return again ? TIERS_PROMOTE_VISITS : 0;
+}
 
 /* A request's look-ups are over: the flag, unless others share it that are not. */
 void tiers_raise(const struct tiers_request *request);
