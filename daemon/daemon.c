@@ -202,6 +202,8 @@ on_engine(uv_poll_t *poll, int status, int events)
     if (load.fault && d->state != DAEMON_ENDING) {
         log_error("the compute device failed (%s): ending", strerror(-load.fault));
         notify_send(d->notify, "STATUS=The compute device failed\nERRNO=%d", -load.fault);
+        /* The engine's word on them may still be on its way. */
+        exchange_cancel_all(d, 500, "internal_error", "the compute device failed");
         end(d, 70);
     }
 }
