@@ -15,8 +15,8 @@
  * by the tree of warp_sum. */
 #include "gpu/cuda/bf16_pair.h"
 #include "gpu/cuda/block_sum.h"
-#include "gpu/cuda/gemv.h"
 #include "gpu/cuda/mma.h"
+#include "gpu/cuda/product_end.h"
 
 enum {
     WARPS = 8,
@@ -74,27 +74,6 @@ stage_rows(const struct gemv &a, __nv_bfloat16 *rows, int padded, float *part)
         __syncthreads();
     }
     __syncthreads();
-}
-
-template <int END>
-__device__ static void
-put(const struct gemv &a, int row, int column, float sum, float sum_up)
-{
-    size_t at = (size_t)row * (size_t)a.ld_out + (size_t)column;
-
-    if (a.bias)
-        sum += a.bias[column];
-    if (END == GEMV_BF16) {
-        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum);
-    } else if (END == GEMV_F32) {
-        ((float *)a.out)[at] = sum;
-    } else if (END == GEMV_ADD) {
-        ((float *)a.out)[at] += sum;
-    } else {
-        if (a.bias_up)
-            sum_up += a.bias_up[column];
-        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum / (1.0f + __expf(-sum)) * sum_up);
-    }
 }
 
 /* Where a warp's copies are: batch `batch` of column `column`. */
@@ -202,7 +181,7 @@ __launch_bounds__(THREADS, 2) gemv_kernel(const struct gemv a)
             if (TWO && !(column & 1))
                 gate[r] = whole;
             else if (lane == 0 && r < a.m)
-                put<END>(a, r, TWO ? column >> 1 : column, TWO ? gate[r] : whole, whole);
+                put_product<END, false>(a, r, TWO ? column >> 1 : column, TWO ? gate[r] : whole, whole);
         }
     }
     cp_async_wait<0>();

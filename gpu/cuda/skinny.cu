@@ -11,6 +11,7 @@
 #include <cudaTypedefs.h>
 
 #include "gpu/cuda/cluster.h"
+#include "gpu/cuda/product_end.h"
 #include "gpu/cuda/skinny.h"
 #include "gpu/cuda/wgmma.h"
 
@@ -32,30 +33,6 @@ struct skinny_args {
     int stages;
     CUtensorMap w, x;
 };
-
-/* One element of the result, with its partner of `up`. */
-template <int END>
-__device__ static inline void
-put(const struct gemv &a, int row, int column, float sum, float sum_up)
-{
-    size_t at = (size_t)row * (size_t)a.ld_out + (size_t)column;
-
-    if (row >= a.m || column >= a.n)
-        return;
-    if (a.bias)
-        sum += a.bias[column];
-    if (END == GEMV_BF16) {
-        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum);
-    } else if (END == GEMV_F32) {
-        ((float *)a.out)[at] = sum;
-    } else if (END == GEMV_ADD) {
-        ((float *)a.out)[at] += sum;
-    } else {
-        if (a.bias_up)
-            sum_up += a.bias_up[column];
-        ((__nv_bfloat16 *)a.out)[at] = __float2bfloat16(sum / (1.0f + __expf(-sum)) * sum_up);
-    }
-}
 
 /* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. */
 template <int NT, int END>
@@ -94,10 +71,10 @@ add_up(const struct gemv &a, const float (*sum)[4], float *part, int splits, int
                 v[0].w += v[s].w;
             }
         column += tile * tile_rows;
-        put<END>(a, row, column, v[0].x, 0);
-        put<END>(a, row, column + 1, v[0].y, 0);
-        put<END>(a, row, column + 2, v[0].z, 0);
-        put<END>(a, row, column + 3, v[0].w, 0);
+        put_product<END, true>(a, row, column, v[0].x, 0);
+        put_product<END, true>(a, row, column + 1, v[0].y, 0);
+        put_product<END, true>(a, row, column + 2, v[0].z, 0);
+        put_product<END, true>(a, row, column + 3, v[0].w, 0);
     }
     cluster_barrier(); /* the others may still read what is here */
 }
@@ -232,9 +209,9 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
                 for (int e = 0; e < 2; e++) {
                     int row = j * 8 + lane % 4 * 2 + e;
 
-                    put<END>(a, row, column, sum[j][e], sum[j][2 + e]);
+                    put_product<END, true>(a, row, column, sum[j][e], sum[j][2 + e]);
                     if (!TWO)
-                        put<END>(a, row, column + 8, sum[j][2 + e], 0);
+                        put_product<END, true>(a, row, column + 8, sum[j][2 + e], 0);
                     sum[j][e] = sum[j][2 + e] = 0;
                 }
         }
