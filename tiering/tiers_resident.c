@@ -1,6 +1,7 @@
 /* tiers_resident: look-ups of tables that are resident as a whole; nothing is read from disk for
  * them, and their answers are complete when tiers_resolve returns. Thread: resolver. */
 #include "base/check.h"
+#include "tiering/cache_hint.h"
 #include "tiering/tiers_state.h"
 
 /* The whole table is in device memory: where it is, is known without a look. */
@@ -117,8 +118,13 @@ promote_missed(struct tiers *tiers, const struct tiers_request *request)
     for (uint32_t p = 0; p < tiers->n_parts; p++) {
         const struct look_up *look_up =
             tiers->look_up + p * tiers->part_rows * (uint32_t)tiers->n_orders;
+        uint32_t n = tiers->part[p].n_missed;
 
-        for (uint32_t i = 0; i < tiers->part[p].n_missed; i++) {
+        for (uint32_t i = 0; i < n && i < TIERS_AHEAD; i++)
+            cache_hint(tiers_seen(tiers, look_up[i].hash));
+        for (uint32_t i = 0; i < n; i++) {
+            if (i + TIERS_AHEAD < n)
+                cache_hint(tiers_seen(tiers, look_up[i + TIERS_AHEAD].hash));
             int visits = tiers_visits(tiers, look_up[i].hash);
             uint32_t cell = look_up[i].cell;
 

@@ -108,12 +108,13 @@ struct open_step *tiers_find_step(struct tiers *tiers, uint64_t step); /* NULL *
  * may read what the slot holds now, but for its own look-ups, which are kept. */
 void *tiers_promote(struct tiers *tiers, uint64_t step, const struct look_up *look_up, uint64_t mix,
                     int visits);
-/* Visits of a bundle that has no record of its own: 0, or enough to displace one in HBM. */
+/* Where a bundle that has no record of its own leaves a tag when it is looked up. */
 static inline uint16_t *
 tiers_seen(const struct tiers *tiers, uint32_t hash)
 {
     return &tiers->seen[hash % TIERS_SEEN_TAGS];
 }
+/* Visits of such a bundle: 0, or enough to displace one in HBM. */
 static inline int
 tiers_visits(struct tiers *tiers, uint32_t hash)
 {
