@@ -69,6 +69,13 @@ struct feed_forward_weights {
     struct weight gate, up, down, gate_bias, up_bias, down_bias;
 };
 
+/* What follows attention in a layer; next: the next layer's projections where they follow at once. */
+struct layer_end_weights {
+    struct weight o, o_bias;
+    struct feed_forward_weights feed_forward;
+    const struct qkv_weights *next; /* or NULL */
+};
+
 /* What forward_new sizes a device's own working memory by. */
 struct device_limits {
     int max_rows, max_sequences, max_outputs, n_states;
@@ -200,6 +207,12 @@ struct device_ops {
     /* x += down(silu(gate(h)) * up(h)), h = rms_norm(x). */
     int (*feed_forward)(struct device *, float *x, const struct feed_forward_weights *,
                         const struct model_shape *, const struct batch *, struct stream *);
+    /* x += o(attended), then feed_forward; with `next` also the products that the next call of project_qkv, for
+     * that layer, would begin with, and it leaves them out. 1: not for this batch, nothing has been done. What it
+     * answers is a function of the shapes and of the number of rows. */
+    int (*finish_layer)(struct device *, float *x, const void *attended,
+                        const struct layer_end_weights *, const struct model_shape *,
+                        const struct batch *, struct stream *);
     /* Waits until everything issued has finished. 0, or the device's sticky error. */
     int (*synchronize)(struct device *, struct stream *);
     /* 1: everything issued has finished; 0: not yet; the device's sticky error. Never waits. */

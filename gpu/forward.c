@@ -138,17 +138,12 @@ compose_feed_forward(struct forward *f, const struct feed_forward_weights *w, co
     return result;
 }
 
-static int
-run_attention(struct forward *f, const struct batch *b, int layer)
+static struct qkv_weights
+qkv_of(const struct forward *f, int layer)
 {
-    struct device *dev = f->device;
-    const struct device_ops *ops = dev->ops;
-    const struct model_shape *s = &f->shape;
     const struct weight *w = f->layer[layer];
-    struct forward_scratch *sc = &f->scratch;
-    struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
-    char *q = sc->wide, *attended = q + sizes.q;
-    struct qkv_weights weights = {
+
+    return (struct qkv_weights){
         .norm = w[ROLE_ATTN_NORM],
         .q = w[ROLE_Q],
         .k = w[ROLE_K],
@@ -159,22 +154,14 @@ run_attention(struct forward *f, const struct batch *b, int layer)
         .q_norm = w[ROLE_Q_NORM],
         .k_norm = w[ROLE_K_NORM],
     };
-    int result = ops->project_qkv ? ops->project_qkv(dev, q, sc->x, &weights, sc->angles, &f->kv,
-                                                     layer, s, b, NULL)
-                                  : compose_qkv(f, q, &weights, layer, b);
-
-    if (result >= 0)
-        result = ops->attention(dev, attended, q, &f->kv, layer, s, b, NULL);
-    if (result >= 0)
-        result = ops->matmul(dev, sc->x, attended, w[ROLE_O], w[ROLE_O_BIAS], true, b, NULL);
-    return result;
 }
 
-static int
-run_feed_forward(struct forward *f, const struct batch *b, int layer)
+static struct feed_forward_weights
+feed_forward_of(const struct forward *f, int layer)
 {
     const struct weight *w = f->layer[layer];
-    struct feed_forward_weights weights = {
+
+    return (struct feed_forward_weights){
         .norm = w[ROLE_MLP_NORM],
         .gate = w[ROLE_GATE],
         .up = w[ROLE_UP],
@@ -183,10 +170,54 @@ run_feed_forward(struct forward *f, const struct batch *b, int layer)
         .up_bias = w[ROLE_UP_BIAS],
         .down_bias = w[ROLE_DOWN_BIAS],
     };
+}
 
-    return f->device->ops->feed_forward
-               ? f->device->ops->feed_forward(f->device, f->scratch.x, &weights, &f->shape, b, NULL)
-               : compose_feed_forward(f, &weights, b);
+/* What follows attention, operation by operation. */
+static int
+compose_layer_end(struct forward *f, const void *attended, const struct layer_end_weights *w,
+                  const struct batch *b)
+{
+    struct device *dev = f->device;
+    const struct device_ops *ops = dev->ops;
+    float *x = f->scratch.x;
+    int result = ops->matmul(dev, x, attended, w->o, w->o_bias, true, b, NULL);
+
+    if (result < 0)
+        return result;
+    return ops->feed_forward ? ops->feed_forward(dev, x, &w->feed_forward, &f->shape, b, NULL)
+                             : compose_feed_forward(f, &w->feed_forward, b);
+}
+
+static int
+run_layer(struct forward *f, const struct batch *b, int layer)
+{
+    struct device *dev = f->device;
+    const struct device_ops *ops = dev->ops;
+    const struct model_shape *s = &f->shape;
+    struct forward_scratch *sc = &f->scratch;
+    struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
+    char *q = sc->wide, *attended = q + sizes.q;
+    struct qkv_weights qkv = qkv_of(f, layer), next;
+    struct layer_end_weights end = {
+        .o = f->layer[layer][ROLE_O],
+        .o_bias = f->layer[layer][ROLE_O_BIAS],
+        .feed_forward = feed_forward_of(f, layer),
+    };
+    int result = ops->project_qkv
+                     ? ops->project_qkv(dev, q, sc->x, &qkv, sc->angles, &f->kv, layer, s, b, NULL)
+                     : compose_qkv(f, q, &qkv, layer, b);
+
+    /* Not over an Engram layer, whether or not this batch has a use for it: a row's bits would depend on it. */
+    if (layer + 1 < s->layers && forward_engram_index(s, layer + 1) < 0) {
+        next = qkv_of(f, layer + 1);
+        end.next = &next;
+    }
+    if (result >= 0)
+        result = ops->attention(dev, attended, q, &f->kv, layer, s, b, NULL);
+    if (result < 0)
+        return result;
+    result = ops->finish_layer ? ops->finish_layer(dev, sc->x, attended, &end, s, b, NULL) : 1;
+    return result == 1 ? compose_layer_end(f, attended, &end, b) : result;
 }
 
 /* Logits and tokens of the rows asked for, a block of rows at a time. */
@@ -242,9 +273,7 @@ issue(struct forward *f, const struct forward_step *step, const struct step_view
         if (result == -ETIMEDOUT)
             *ret_late = layer;
         if (result >= 0)
-            result = run_attention(f, b, layer);
-        if (result >= 0)
-            result = run_feed_forward(f, b, layer);
+            result = run_layer(f, b, layer);
     }
     /* Only now: until here a step can be given up and redone with the states as they were. */
     for (int i = 0; engram && i < f->shape.engram.n_layers && result >= 0; i++)

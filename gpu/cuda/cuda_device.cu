@@ -112,6 +112,7 @@ make_ops(void)
     ops->sample = cuda_sample;
     ops->project_qkv = cuda_project_qkv;
     ops->feed_forward = cuda_feed_forward;
+    ops->finish_layer = cuda_finish_layer;
     ops->synchronize = cuda_synchronize;
     ops->poll = cuda_poll;
     ops->close = cuda_close;

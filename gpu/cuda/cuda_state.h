@@ -99,6 +99,7 @@ struct cuda_device {
     int n_tiles;
     const struct cuda_piece *pieces; /* device, [n_pieces]: decode rows */
     int split_tokens; /* positions of a piece */
+    const void *qkv_ahead; /* the q matrix whose project_qkv has its product done: finish_layer */
     int n_pieces; /* with those of no row: rounded up, so that few sizes of a graph are needed */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take
@@ -113,6 +114,7 @@ struct cuda_device {
     size_t partial_bytes;
     void *sample_scratch; /* sample.cu's own, beside `scratch` of the operation */
     size_t sample_scratch_bytes;
+    float *squares; /* projection.cu: sums of squares of parts of rows, cuda_squares_bytes */
 };
 
 static inline struct cuda_device *
@@ -134,6 +136,7 @@ cuda_kv_offset(const struct kv_cache *kv, int layer, int page, int is_v, int hea
 
 /* Each file's part of reserve: what it needs of the scratch, as bytes added to the device's fields. */
 size_t cuda_activation_bytes(const struct model_shape *shape, const struct device_limits *limits);
+size_t cuda_squares_bytes(const struct cuda_device *);
 size_t cuda_partial_bytes(const struct model_shape *shape, const struct device_limits *limits);
 size_t cuda_sample_bytes(const struct model_shape *shape, const struct device_limits *limits);
 /* Kernel attributes (ALLOW_SHARED), when the device is opened. */
@@ -175,6 +178,8 @@ int cuda_project_qkv(struct device *, void *q, const float *x, const struct qkv_
                      const float *angles, const struct kv_cache *, int layer,
                      const struct model_shape *, const struct batch *, struct stream *);
 int cuda_feed_forward(struct device *, float *x, const struct feed_forward_weights *,
+                      const struct model_shape *, const struct batch *, struct stream *);
+int cuda_finish_layer(struct device *, float *x, const void *attended, const struct layer_end_weights *,
                       const struct model_shape *, const struct batch *, struct stream *);
 /* kv_cache.cu */
 size_t cuda_kv_page_bytes(const struct device *, const struct model_shape *, int page_tokens);

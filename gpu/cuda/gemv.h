@@ -25,6 +25,14 @@ struct gemv {
     const void *w;               /* BF16 */
     const float *bias, *bias_up; /* [n] or NULL; bias_up: of up */
     int m, n, k;
+    /* skinny alone: RMSNorm between two products without a kernel of its own. A row's factor can as well be taken
+     * behind the product: GEMV_ADD leaves, beside out, out * carried_norm [m, n] BF16 in `carried`, and in squares
+     * [m, n_squares] F32 sums of squares of out, one of each part of a row; a product of which that is x takes
+     * squares, to read, and eps. */
+    __nv_bfloat16 *carried; /* or NULL */
+    const float *carried_norm;
+    float *squares; /* or NULL */
+    int n_squares;
 };
 
 /* Whether cuda_gemv takes this: else it is for cuda_gemm. */

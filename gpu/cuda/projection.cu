@@ -221,7 +221,7 @@ cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_w
     int columns = w->q.rows + w->k.rows + w->v.rows, result;
     __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
 
-    bool whole = follows(w->q, w->k) && follows(w->k, w->v);
+    bool whole = follows(w->q, w->k) && follows(w->k, w->v), ahead = cuda->qkv_ahead == w->q.data;
     struct gemv g = {.end = GEMV_BF16,
                      .out = out,
                      .ld_out = columns,
@@ -233,7 +233,10 @@ cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_w
                      .n = columns,
                      .k = s->hidden};
 
-    if (whole && for_gemv(cuda, &g)) {
+    cuda->qkv_ahead = NULL;
+    if (ahead) {
+        result = 0;
+    } else if (whole && for_gemv(cuda, &g)) {
         result = cuda_gemv(cuda, &g);
     } else {
         result = cuda_rms_norm(dev, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, stream);
@@ -336,6 +339,87 @@ cuda_feed_forward(struct device *dev, float *x, const struct feed_forward_weight
     int result = gate_and_up(cuda, gated, both, x, w, s, b);
 
     return result < 0 ? result : cuda_matmul(dev, x, gated, w->down, w->down_bias, true, b, stream);
+}
+
+size_t
+cuda_squares_bytes(const struct cuda_device *cuda)
+{
+    return cuda->encode_tensor_map ? sizeof(float) * SKINNY_MOST_ROWS * SKINNY_MOST_SQUARES : 0;
+}
+
+/* The product `to` begins with the norm of the residual stream that `from` leaves: without a kernel between them. */
+static bool
+carry(struct cuda_device *cuda, struct gemv *from, struct gemv *to, struct weight norm)
+{
+    from->carried = normalised(cuda);
+    from->carried_norm = (const float *)norm.data;
+    from->squares = to->squares = cuda->squares;
+    from->n_squares = to->n_squares = cuda_skinny_squares(cuda, from);
+    to->x = from->carried;
+    return from->n_squares > 0 && cuda_skinny_fits(cuda, to);
+}
+
+int
+cuda_finish_layer(struct device *dev, float *x, const void *attended,
+                  const struct layer_end_weights *w, const struct model_shape *s,
+                  const struct batch *b, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    const struct feed_forward_weights *f = &w->feed_forward;
+    const struct qkv_weights *next = w->next;
+    __nv_bfloat16 *both = wide(cuda);
+    __nv_bfloat16 *gated = both + align256((size_t)cuda->limits.max_rows * widest(s) * 2) / 2;
+    int m = b->n_rows;
+    struct gemv o = {.end = GEMV_ADD,
+                     .out = x,
+                     .ld_out = s->hidden,
+                     .x = attended,
+                     .w = w->o.data,
+                     .bias = (const float *)w->o_bias.data,
+                     .m = m,
+                     .n = s->hidden,
+                     .k = w->o.cols};
+    struct gemv gate_up = {.end = GEMV_SWIGLU,
+                           .out = gated,
+                           .ld_out = s->intermediate,
+                           .eps = s->norm_eps,
+                           .w = f->gate.data,
+                           .bias = (const float *)f->gate_bias.data,
+                           .bias_up = (const float *)f->up_bias.data,
+                           .m = m,
+                           .n = s->intermediate,
+                           .k = s->hidden};
+    struct gemv down = {.end = GEMV_ADD,
+                        .out = x,
+                        .ld_out = s->hidden,
+                        .x = gated,
+                        .w = f->down.data,
+                        .bias = (const float *)f->down_bias.data,
+                        .m = m,
+                        .n = s->hidden,
+                        .k = s->intermediate};
+    struct gemv qkv = {.end = GEMV_BF16, .out = both, .eps = s->norm_eps, .m = m, .k = s->hidden};
+
+    if (!follows(f->gate, f->up) || !cuda_skinny_fits(cuda, &down) ||
+        !carry(cuda, &o, &gate_up, f->norm))
+        return 1;
+    if (next && follows(next->q, next->k) && follows(next->k, next->v)) {
+        qkv.w = next->q.data;
+        qkv.ld_out = qkv.n = next->q.rows + next->k.rows + next->v.rows;
+    }
+    bool ahead = qkv.n > 0 && carry(cuda, &down, &qkv, next->norm);
+    if (!ahead)
+        down.carried = NULL;
+    int result = cuda_skinny(cuda, &o);
+    if (result == 0)
+        result = cuda_skinny(cuda, &gate_up);
+    if (result == 0)
+        result = cuda_skinny(cuda, &down);
+    if (result == 0 && ahead) {
+        result = cuda_skinny(cuda, &qkv);
+        cuda->qkv_ahead = next->q.data;
+    }
+    return result;
 }
 
 int

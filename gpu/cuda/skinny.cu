@@ -10,6 +10,7 @@
  * one has ended (dependency_wait), and x after. */
 #include <cudaTypedefs.h>
 
+#include "gpu/cuda/block_sum.h"
 #include "gpu/cuda/cluster.h"
 #include "gpu/cuda/product_end.h"
 #include "gpu/cuda/skinny.h"
@@ -34,11 +35,67 @@ struct skinny_args {
     CUtensorMap w, x;
 };
 
+/* Four columns of the residual stream; with `carried` also what the product behind takes: then `quads` neighbouring
+ * threads, a power of two, have a row of this block's part. */
+__device__ static inline void
+add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
+{
+    float squares = 0;
+
+    if (column < a.n) {
+        float4 *at = (float4 *)((float *)a.out + (size_t)row * (size_t)a.ld_out + (size_t)column);
+        float4 x = *at;
+
+        if (a.bias) {
+            float4 bias = *(const float4 *)(a.bias + column);
+            v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+        }
+        x = make_float4(x.x + v.x, x.y + v.y, x.z + v.z, x.w + v.w);
+        *at = x;
+        if (a.carried) {
+            float4 norm = *(const float4 *)(a.carried_norm + column);
+
+            *(uint2 *)(a.carried + (size_t)row * (size_t)a.n + (size_t)column) =
+                make_uint2(pack_bf16(x.x * norm.x, x.y * norm.y),
+                           pack_bf16(x.z * norm.z, x.w * norm.w));
+            squares = x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        }
+    }
+    if (!a.carried)
+        return;
+    int lane = (int)threadIdx.x % 32;
+    unsigned mask = (0xffffffffu >> (32 - quads)) << (lane & -quads);
+    for (int lanes = quads / 2; lanes > 0; lanes /= 2)
+        squares += __shfl_xor_sync(mask, squares, lanes);
+    if (lane % quads == 0)
+        a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
+}
+
+/* The factors of rows whose norm is still to be taken, else 1. Summing warps; others read it after a barrier. */
+__device__ static inline void
+find_factors(const struct gemv &a, float *factor, int rows, int warp, int warps, int lane)
+{
+    for (int row = warp; row < rows; row += warps) {
+        float sum = 0;
+
+        if (a.squares && !a.carried && row < a.m) {
+#pragma unroll
+            for (int i = 0; i < SKINNY_MOST_SQUARES; i += 32)
+                sum += i + lane < a.n_squares ? a.squares[row * a.n_squares + i + lane] : 0.0f;
+            sum = rsqrtf(warp_sum(sum) / (float)a.k + a.eps);
+        } else {
+            sum = 1;
+        }
+        if (lane == 0)
+            factor[row] = sum;
+    }
+}
+
 /* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. */
 template <int NT, int END>
 __device__ static void
-add_up(const struct gemv &a, const float (*sum)[4], float *part, int splits, int rank, int tile,
-       int warps)
+add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *factor, int splits,
+       int rank, int tile, int warps)
 {
     int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
     int tile_rows = warps * WARP_ROWS, stride = tile_rows + 4; /* a warp's stores: 32 banks */
@@ -71,10 +128,15 @@ add_up(const struct gemv &a, const float (*sum)[4], float *part, int splits, int
                 v[0].w += v[s].w;
             }
         column += tile * tile_rows;
-        put_product<END, true>(a, row, column, v[0].x, 0);
-        put_product<END, true>(a, row, column + 1, v[0].y, 0);
-        put_product<END, true>(a, row, column + 2, v[0].z, 0);
-        put_product<END, true>(a, row, column + 3, v[0].w, 0);
+        if (END == GEMV_ADD) {
+            add_to_stream(a, row, column, v[0], quads);
+            continue;
+        }
+        float f = factor[row];
+        put_product<END, true>(a, row, column, v[0].x * f, 0);
+        put_product<END, true>(a, row, column + 1, v[0].y * f, 0);
+        put_product<END, true>(a, row, column + 2, v[0].z * f, 0);
+        put_product<END, true>(a, row, column + 3, v[0].w * f, 0);
     }
     cluster_barrier(); /* the others may still read what is here */
 }
@@ -141,6 +203,7 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
     enum { TWO = END == GEMV_SWIGLU };
     DYNAMIC_SHARED(char, shared);
     __shared__ uint64_t counters[2 * MOST_STAGES];
+    __shared__ float factor[NT * 8];
     const struct gemv &a = args.g;
     int lane = (int)threadIdx.x % 32;
     int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0); /* which the compiler sees is one */
@@ -175,6 +238,7 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
         int stage = 0, tile = work.tile;
 
         dependency_wait();
+        find_factors(a, factor, NT * 8, warp, warps, lane);
         for (; tile < tiles; tile += work.tile_stride) {
             int before = stage;
 
@@ -202,6 +266,7 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
                 counter_arrive(empty + 8 * before);
             if (splits > 1)
                 break; /* its one tile */
+            asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory"); /* factors */
             int column = (tile * warps + warp) * (TWO ? 8 : 16) + lane / 4;
 #pragma unroll
             for (int j = 0; j < NT; j++)
@@ -209,15 +274,16 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
                 for (int e = 0; e < 2; e++) {
                     int row = j * 8 + lane % 4 * 2 + e;
 
-                    put_product<END, true>(a, row, column, sum[j][e], sum[j][2 + e]);
+                    put_product<END, true>(a, row, column, sum[j][e] * factor[row],
+                                           sum[j][2 + e] * factor[row]);
                     if (!TWO)
-                        put_product<END, true>(a, row, column + 8, sum[j][2 + e], 0);
+                        put_product<END, true>(a, row, column + 8, sum[j][2 + e] * factor[row], 0);
                     sum[j][e] = sum[j][2 + e] = 0;
                 }
         }
     }
     if (!TWO && END != GEMV_F32 && splits > 1)
-        add_up<NT, END>(a, sum, (float *)shared, splits, rank, work.tile, warps);
+        add_up<NT, END>(a, sum, (float *)shared, factor, splits, rank, work.tile, warps);
 #endif
 }
 
@@ -225,7 +291,9 @@ bool
 cuda_skinny_fits(const struct cuda_device *cuda, const struct gemv *a)
 {
     return cuda->encode_tensor_map && a->m <= SKINNY_MOST_ROWS && a->n % 8 == 0 &&
-           a->k % STEP == 0 && ((uintptr_t)a->x | (uintptr_t)a->w) % 16 == 0;
+           a->k % STEP == 0 && ((uintptr_t)a->x | (uintptr_t)a->w) % 16 == 0 &&
+           (a->end != GEMV_ADD ||
+            (a->ld_out % 4 == 0 && ((uintptr_t)a->out | (uintptr_t)a->bias) % 16 == 0));
 }
 
 /* How a product is cut: what a multiprocessor reads, w and x, x at a fraction of the price as it is in L2. */
@@ -251,6 +319,9 @@ choose_cut(const struct cuda_device *cuda, const struct gemv *a)
 
             if (turns == 0 || (splits > 1 && (turns > 1 || a->k / splits < 512)))
                 continue;
+            if (a->carried && (splits == 1 || warps == MOST_WARPS ||
+                               tiles * splits > SKINNY_MOST_SQUARES))
+                continue;
             if (cost < best_cost) {
                 best = {warps, splits, (turns > 1 ? places : tiles) * splits};
                 best_cost = cost;
@@ -258,6 +329,12 @@ choose_cut(const struct cuda_device *cuda, const struct gemv *a)
         }
     }
     return best;
+}
+
+int
+cuda_skinny_squares(const struct cuda_device *cuda, const struct gemv *a)
+{
+    return cuda_skinny_fits(cuda, a) ? choose_cut(cuda, a).blocks : 0;
 }
 
 /* Boxes of 64 columns and `rows` rows of [total, k]; what is behind the end is 0. SwiGLU: of [2, total, k], 8 rows of

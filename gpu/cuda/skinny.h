@@ -5,12 +5,17 @@
 
 #include "gpu/cuda/gemv.h"
 
-enum { SKINNY_MOST_ROWS = 64 };
+enum {
+    SKINNY_MOST_ROWS = 64,
+    SKINNY_MOST_SQUARES = 160, /* of a row */
+};
 
 /* Whether cuda_skinny takes it, once x is normalised and row NULL: Hopper, k a multiple of 64, n of 8. */
 bool cuda_skinny_fits(const struct cuda_device *, const struct gemv *);
 /* As cuda_gemv, without norm and row. */
 int cuda_skinny(struct cuda_device *, const struct gemv *);
 int cuda_skinny_open(struct cuda_device *);
+/* How many squares a row of a product with `carried` has; 0: the product does not fit, or cannot carry. */
+int cuda_skinny_squares(const struct cuda_device *, const struct gemv *);
 
 #endif

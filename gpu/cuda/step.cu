@@ -91,6 +91,7 @@ enum {
     ARRAY_ACTIVATIONS,
     ARRAY_PARTIAL,
     ARRAY_SAMPLE,
+    ARRAY_SQUARES,
     ARRAY_ADDRESS, /* of each Engram layer */
     ARRAY_MIX = ARRAY_ADDRESS + SHAPE_MAX_ENGRAM_LAYERS,
     N_ARRAYS = ARRAY_MIX + SHAPE_MAX_ENGRAM_LAYERS,
@@ -209,8 +210,8 @@ max_tiles(const struct device_limits *limits)
 }
 
 static void
-size_arrays(const struct model_shape *shape, const struct device_limits *limits,
-            struct step_array *ret_array)
+size_arrays(const struct cuda_device *cuda, const struct model_shape *shape,
+            const struct device_limits *limits, struct step_array *ret_array)
 {
     size_t rows = (size_t)limits->max_rows, outputs = (size_t)limits->max_outputs;
     size_t cells = rows * (size_t)(shape->engram.max_order > 1 ? shape->engram.max_order - 1 : 0);
@@ -230,6 +231,7 @@ size_arrays(const struct model_shape *shape, const struct device_limits *limits,
     bytes[ARRAY_ACTIVATIONS] = cuda_activation_bytes(shape, limits);
     bytes[ARRAY_PARTIAL] = cuda_partial_bytes(shape, limits);
     bytes[ARRAY_SAMPLE] = cuda_sample_bytes(shape, limits);
+    bytes[ARRAY_SQUARES] = cuda_squares_bytes(cuda);
     for (int i = 0; i < shape->engram.n_layers; i++) {
         bytes[ARRAY_ADDRESS + i] = cells * sizeof(struct bundle_address);
         bytes[ARRAY_MIX + i] = cells * sizeof(uint64_t);
@@ -249,7 +251,7 @@ cuda_reserve_bytes(const struct device *dev, const struct model_shape *shape,
     struct step_array array[N_ARRAYS];
     size_t sum = 0;
 
-    size_arrays(shape, limits, array);
+    size_arrays((const struct cuda_device *)dev, shape, limits, array);
     for (int i = 0; i < N_ARRAYS; i++)
         sum += array[i].bytes;
     return sum;
@@ -281,6 +283,7 @@ name_arrays(struct cuda_device *cuda)
     cuda->activations = array[ARRAY_ACTIVATIONS].memory;
     cuda->partial = (float *)array[ARRAY_PARTIAL].memory;
     cuda->sample_scratch = array[ARRAY_SAMPLE].memory;
+    cuda->squares = (float *)array[ARRAY_SQUARES].memory;
 }
 
 int
@@ -300,7 +303,7 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
     cuda->steps = s;
     cuda->limits = *limits;
     cuda->shape = *shape;
-    size_arrays(shape, limits, s->array);
+    size_arrays(cuda, shape, limits, s->array);
     for (int i = 0; i < N_ARRAYS; i++)
         if (s->array[i].bytes) {
             s->array[i].memory = cuda_alloc(dev, s->array[i].bytes);
@@ -699,6 +702,7 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
                     packer.segments, s->clock);
     if (result < 0)
         return result;
+    cuda->qkv_ahead = NULL;
     s->counters.steps++;
     s->current = copy;
     *ret_view = {};

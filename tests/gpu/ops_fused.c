@@ -1,4 +1,4 @@
-/* project_qkv and feed_forward of a device that has them, against what they stand for: the CPU
+/* project_qkv, feed_forward and finish_layer of a device that has them, against what they stand for: the CPU
  * device's operations one by one. */
 #include <math.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ struct fused {
     struct rig rig;
     struct fused_shape f;
     struct twin *norm, *qkv[3], *bias[3], *q_norm, *k_norm;
-    struct twin *gate_up[2], *down, *gate_up_bias[2], *down_bias;
+    struct twin *gate_up[2], *down, *gate_up_bias[2], *down_bias, *o, *o_bias;
     struct kv_cache kv[SIDES];
     size_t kv_bytes[SIDES];
 };
@@ -121,6 +121,7 @@ fused_open(struct fused *f, const struct fused_shape *c)
     make_group(f, f->qkv, (const int[]){q, kv, kv}, 3, c->hidden);
     make_group(f, f->gate_up, (const int[]){c->intermediate, c->intermediate}, 2, c->hidden);
     f->down = matrix(f, c->hidden, c->intermediate, 4);
+    f->o = matrix(f, c->hidden, q, 4);
     if (c->qk_norm) {
         f->q_norm = vector(f, c->head_dim, 0.5f, 1);
         f->k_norm = vector(f, c->head_dim, 0.5f, 1);
@@ -130,6 +131,7 @@ fused_open(struct fused *f, const struct fused_shape *c)
     for (int i = 0; i < 2 && c->bias; i++)
         f->gate_up_bias[i] = vector(f, c->intermediate, 1, 0);
     f->down_bias = c->bias ? vector(f, c->hidden, 1, 0) : NULL;
+    f->o_bias = c->bias ? vector(f, c->hidden, 1, 0) : NULL;
     for (int s = 0; s < SIDES; s++) {
         struct device *dev = f->rig.side[s].dev;
 
@@ -162,61 +164,97 @@ make_batch(struct rig *rig, int n)
     rig_batch(rig, seqs, n_seqs, n <= 16 ? n : 0);
 }
 
+/* What an attention layer leaves on the way from x to q. */
+struct projected {
+    struct twin *h, *q, *k, *v, *angles;
+};
+
+static struct projected
+make_projected(struct fused *f, int n)
+{
+    const struct fused_shape *c = &f->f;
+    struct rig *rig = &f->rig;
+    int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+
+    return (struct projected){.h = rig_twin(rig, CONTENT_ACTIVATION, n, c->hidden, 0, 0),
+                              .q = rig_twin(rig, CONTENT_ACTIVATION, n, q, 0, 0),
+                              .k = rig_twin(rig, CONTENT_ACTIVATION, n, kv, 0, 0),
+                              .v = rig_twin(rig, CONTENT_ACTIVATION, n, kv, 0, 0),
+                              .angles = rig_twin(rig, CONTENT_F32, n, c->head_dim, 0, 0)};
+}
+
+static void
+run_angles(struct fused *f, int s, const struct projected *p)
+{
+    int dim = f->f.head_dim;
+    struct device *dev = f->rig.side[s].dev;
+    double inv_freq[256];
+
+    for (int i = 0; i < dim / 2; i++)
+        inv_freq[i] = pow(1e4, -2.0 * i / dim);
+    rig_did(&f->rig, s,
+            dev->ops->rope_angles(dev, p->angles->at[s], dim, inv_freq, 1,
+                                  &f->rig.side[s].view.batch, NULL));
+}
+
+/* project_qkv, or what it stands for. */
+static void
+run_qkv(struct fused *f, int s, const struct twin *x, const struct projected *p, int n)
+{
+    const struct fused_shape *c = &f->f;
+    struct rig *rig = &f->rig;
+    const struct model_shape *m = &rig->shape;
+    struct device *dev = rig->side[s].dev;
+    const struct device_ops *ops = dev->ops;
+    const struct batch *b = &rig->side[s].view.batch;
+    struct qkv_weights w = qkv_of(f, s);
+    void *h = p->h->at[s], *q = p->q->at[s], *k = p->k->at[s], *v = p->v->at[s];
+    struct matmul_part parts[3] = {{q, w.q, w.q_bias}, {k, w.k, w.k_bias}, {v, w.v, w.v_bias}};
+
+    if (ops->project_qkv) {
+        rig_did(
+            rig, s,
+            ops->project_qkv(dev, q, x->at[s], &w, p->angles->at[s], &f->kv[s], 1, m, b, NULL));
+        return;
+    }
+    rig_did(rig, s, ops->rms_norm(dev, h, x->at[s], w.norm, n, c->hidden, m->norm_eps, NULL));
+    rig_did(rig, s, ops->matmul_group(dev, parts, 3, h, b, NULL));
+    if (c->qk_norm) {
+        rig_did(rig, s,
+                ops->rms_norm(dev, q, q, w.q_norm, (int64_t)n * c->heads, c->head_dim, m->norm_eps,
+                              NULL));
+        rig_did(rig, s,
+                ops->rms_norm(dev, k, k, w.k_norm, (int64_t)n * c->kv_heads, c->head_dim,
+                              m->norm_eps, NULL));
+    }
+    rig_did(rig, s, ops->rope(dev, q, k, m, p->angles->at[s], b, NULL));
+    rig_did(rig, s, ops->kv_write(dev, &f->kv[s], 1, k, v, b, NULL));
+}
+
 static void
 check_qkv(struct fused *f, int n)
 {
     const struct fused_shape *c = &f->f;
     struct rig *rig = &f->rig;
-    const struct model_shape *m = &rig->shape;
-    int64_t q_width = (int64_t)c->heads * c->head_dim,
-            kv_width = (int64_t)c->kv_heads * c->head_dim;
-    double inv_freq[256];
 
     make_batch(rig, n);
     struct twin *x = rig_twin(rig, CONTENT_F32, n, c->hidden, 1, 0);
-    struct twin *h = rig_twin(rig, CONTENT_ACTIVATION, n, c->hidden, 0, 0);
-    struct twin *q = rig_twin(rig, CONTENT_ACTIVATION, n, q_width, 0, 0);
-    struct twin *k = rig_twin(rig, CONTENT_ACTIVATION, n, kv_width, 0, 0);
-    struct twin *v = rig_twin(rig, CONTENT_ACTIVATION, n, kv_width, 0, 0);
-    struct twin *out = rig_twin(rig, CONTENT_ACTIVATION, n, q_width, 0, 0);
-    struct twin *angles = rig_twin(rig, CONTENT_F32, n, c->head_dim, 0, 0);
-    for (int i = 0; i < c->head_dim / 2; i++)
-        inv_freq[i] = pow(1e4, -2.0 * i / c->head_dim);
+    struct twin *out =
+        rig_twin(rig, CONTENT_ACTIVATION, n, (int64_t)c->heads * c->head_dim, 0, 0);
+    struct projected p = make_projected(f, n);
     rig_begin(rig, NULL, 0);
     for (int s = 0; s < SIDES; s++) {
         struct device *dev = rig->side[s].dev;
-        const struct device_ops *ops = dev->ops;
-        const struct batch *b = &rig->side[s].view.batch;
-        struct qkv_weights w = qkv_of(f, s);
-        struct matmul_part parts[3] = {
-            {q->at[s], w.q, w.q_bias}, {k->at[s], w.k, w.k_bias}, {v->at[s], w.v, w.v_bias}};
 
-        rig_did(rig, s, ops->rope_angles(dev, angles->at[s], c->head_dim, inv_freq, 1, b, NULL));
-        if (ops->project_qkv) {
-            rig_did(rig, s,
-                    ops->project_qkv(dev, q->at[s], x->at[s], &w, angles->at[s], &f->kv[s], 1, m, b,
-                                     NULL));
-        } else {
-            rig_did(
-                rig, s,
-                ops->rms_norm(dev, h->at[s], x->at[s], w.norm, n, c->hidden, m->norm_eps, NULL));
-            rig_did(rig, s, ops->matmul_group(dev, parts, 3, h->at[s], b, NULL));
-            if (c->qk_norm) {
-                rig_did(rig, s,
-                        ops->rms_norm(dev, q->at[s], q->at[s], w.q_norm, (int64_t)n * c->heads,
-                                      c->head_dim, m->norm_eps, NULL));
-                rig_did(rig, s,
-                        ops->rms_norm(dev, k->at[s], k->at[s], w.k_norm, (int64_t)n * c->kv_heads,
-                                      c->head_dim, m->norm_eps, NULL));
-            }
-            rig_did(rig, s, ops->rope(dev, q->at[s], k->at[s], m, angles->at[s], b, NULL));
-            rig_did(rig, s, ops->kv_write(dev, &f->kv[s], 1, k->at[s], v->at[s], b, NULL));
-        }
-        rig_did(rig, s, ops->attention(dev, out->at[s], q->at[s], &f->kv[s], 1, m, b, NULL));
+        run_angles(f, s, &p);
+        run_qkv(f, s, x, &p, n);
+        rig_did(rig, s,
+                dev->ops->attention(dev, out->at[s], p.q->at[s], &f->kv[s], 1, &rig->shape,
+                                    &rig->side[s].view.batch, NULL));
     }
     rig_end(rig);
     const char *how = c->together ? "" : ", apart", *bias = c->bias ? ", bias" : "";
-    ops_report(rig, "project_qkv", twin_error(rig, q), BOUND_FUSED,
+    ops_report(rig, "project_qkv", twin_error(rig, p.q), BOUND_FUSED,
                "%d rows of %d, %d/%d of %d%s%s: q", n, c->hidden, c->heads, c->kv_heads,
                c->head_dim, how, bias);
     ops_report(rig, "project_qkv", twin_error(rig, out), 2 * BOUND_FUSED,
@@ -224,12 +262,39 @@ check_qkv(struct fused *f, int n)
                c->head_dim, how, bias);
 }
 
+/* feed_forward, or what it stands for; gate_up [n, 2 intermediate]. */
+static void
+run_feed_forward(struct fused *f, int s, const struct twin *x, const struct twin *h,
+                 const struct twin *gate, const struct twin *up, int n)
+{
+    const struct fused_shape *c = &f->f;
+    struct rig *rig = &f->rig;
+    const struct model_shape *m = &rig->shape;
+    struct device *dev = rig->side[s].dev;
+    const struct device_ops *ops = dev->ops;
+    const struct batch *b = &rig->side[s].view.batch;
+    struct feed_forward_weights w = feed_forward_of(f, s);
+    struct matmul_part parts[2] = {{gate->at[s], w.gate, w.gate_bias},
+                                   {up->at[s], w.up, w.up_bias}};
+
+    if (ops->feed_forward) {
+        rig_did(rig, s, ops->feed_forward(dev, x->at[s], &w, m, b, NULL));
+        return;
+    }
+    rig_did(rig, s,
+            ops->rms_norm(dev, h->at[s], x->at[s], w.norm, n, c->hidden, m->norm_eps, NULL));
+    rig_did(rig, s, ops->matmul_group(dev, parts, 2, h->at[s], b, NULL));
+    rig_did(rig, s,
+            ops->silu_mul(dev, gate->at[s], gate->at[s], up->at[s], (int64_t)n * c->intermediate,
+                          NULL));
+    rig_did(rig, s, ops->matmul(dev, x->at[s], gate->at[s], w.down, w.down_bias, true, b, NULL));
+}
+
 static void
 check_feed_forward(struct fused *f, int n)
 {
     const struct fused_shape *c = &f->f;
     struct rig *rig = &f->rig;
-    const struct model_shape *m = &rig->shape;
 
     make_batch(rig, n);
     struct twin *x = rig_twin(rig, CONTENT_F32, n, c->hidden, 0.5f, 0);
@@ -237,30 +302,62 @@ check_feed_forward(struct fused *f, int n)
     struct twin *gate = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
     struct twin *up = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
     rig_begin(rig, NULL, 0);
+    for (int s = 0; s < SIDES; s++)
+        run_feed_forward(f, s, x, h, gate, up, n);
+    rig_end(rig);
+    ops_report(rig, "feed_forward", twin_error(rig, x), BOUND_FUSED, "%d rows of %d to %d%s%s", n,
+               c->hidden, c->intermediate, c->together ? "" : ", apart", c->bias ? ", bias" : "");
+}
+
+/* finish_layer and the project_qkv that follows it, and both again: what a kernel leaves behind for the next. */
+static void
+check_finish_layer(struct fused *f, int n, bool ahead)
+{
+    const struct fused_shape *c = &f->f;
+    struct rig *rig = &f->rig;
+    int64_t q_width = (int64_t)c->heads * c->head_dim;
+
+    make_batch(rig, n);
+    struct twin *x = rig_twin(rig, CONTENT_F32, n, c->hidden, 0.5f, 0);
+    struct twin *attended = rig_twin(rig, CONTENT_ACTIVATION, n, q_width, 1, 0);
+    struct twin *gate = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
+    struct twin *up = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
+    struct projected p = make_projected(f, n);
+    rig_begin(rig, NULL, 0);
     for (int s = 0; s < SIDES; s++) {
         struct device *dev = rig->side[s].dev;
         const struct device_ops *ops = dev->ops;
         const struct batch *b = &rig->side[s].view.batch;
-        struct feed_forward_weights w = feed_forward_of(f, s);
-        struct matmul_part parts[2] = {{gate->at[s], w.gate, w.gate_bias},
-                                       {up->at[s], w.up, w.up_bias}};
+        struct qkv_weights next = qkv_of(f, s);
+        struct layer_end_weights end = {.o = twin_weight(f->o, s),
+                                        .o_bias = twin_weight(f->o_bias, s),
+                                        .feed_forward = feed_forward_of(f, s),
+                                        .next = ahead ? &next : NULL};
 
-        if (ops->feed_forward) {
-            rig_did(rig, s, ops->feed_forward(dev, x->at[s], &w, m, b, NULL));
-            continue;
+        run_angles(f, s, &p);
+        for (int turn = 0; turn < 2; turn++) {
+            int result = ops->finish_layer ? ops->finish_layer(dev, x->at[s], attended->at[s], &end,
+                                                               &rig->shape, b, NULL)
+                                           : 1;
+
+            if (result != 1) {
+                rig_did(rig, s, result);
+            } else {
+                rig_did(rig, s,
+                        ops->matmul(dev, x->at[s], attended->at[s], end.o, end.o_bias, true, b,
+                                    NULL));
+                run_feed_forward(f, s, x, p.h, gate, up, n);
+            }
+            run_qkv(f, s, x, &p, n);
         }
-        rig_did(rig, s,
-                ops->rms_norm(dev, h->at[s], x->at[s], w.norm, n, c->hidden, m->norm_eps, NULL));
-        rig_did(rig, s, ops->matmul_group(dev, parts, 2, h->at[s], b, NULL));
-        rig_did(rig, s,
-                ops->silu_mul(dev, gate->at[s], gate->at[s], up->at[s],
-                              (int64_t)n * c->intermediate, NULL));
-        rig_did(rig, s,
-                ops->matmul(dev, x->at[s], gate->at[s], w.down, w.down_bias, true, b, NULL));
     }
     rig_end(rig);
-    ops_report(rig, "feed_forward", twin_error(rig, x), BOUND_FUSED, "%d rows of %d to %d%s%s", n,
-               c->hidden, c->intermediate, c->together ? "" : ", apart", c->bias ? ", bias" : "");
+    const char *how = c->together ? "" : ", apart", *bias = c->bias ? ", bias" : "";
+    ops_report(rig, "finish_layer", twin_error(rig, x), BOUND_FUSED, "%d rows of %d to %d%s%s%s: x",
+               n, c->hidden, c->intermediate, how, bias, ahead ? "" : ", last");
+    ops_report(rig, "finish_layer", twin_error(rig, p.q), 2 * BOUND_FUSED,
+               "%d rows of %d to %d%s%s%s: q", n, c->hidden, c->intermediate, how, bias,
+               ahead ? "" : ", last");
 }
 
 void
@@ -272,11 +369,12 @@ ops_fused(void)
         {512, 8, 8, 64, 1024, false, true, true},     {512, 8, 2, 128, 1000, true, true, false},
         {512, 6, 2, 80, 1000, true, true, true},      {512, 16, 4, 32, 1024, false, false, true},
         {100, 4, 2, 50, 202, true, false, true},      {520, 8, 2, 64, 1000, true, true, true},
+        {256, 4, 2, 64, 14336, true, false, true},
     };
-    static const int rows[] = {1, 2, 3, 4, 5, 16, 40, 64, 70, 300};
+    static const int rows[] = {1, 2, 3, 4, 5, 8, 9, 16, 31, 40, 64, 70, 300};
     int n_shapes = ops_options.quick ? 1 : (int)(sizeof shapes / sizeof *shapes);
 
-    if (!ops_wanted("project_qkv") && !ops_wanted("feed_forward"))
+    if (!ops_wanted("project_qkv") && !ops_wanted("feed_forward") && !ops_wanted("finish_layer"))
         return;
     for (int i = 0; i < n_shapes; i++) {
         struct fused *f = malloc(sizeof *f);
@@ -293,6 +391,10 @@ ops_fused(void)
             if (ops_wanted("feed_forward"))
                 check_feed_forward(f, rows[r]);
             rig_drop(&f->rig, n_twins);
+            for (int ahead = 0; ahead < 2 && ops_wanted("finish_layer"); ahead++) {
+                check_finish_layer(f, rows[r], ahead);
+                rig_drop(&f->rig, n_twins);
+            }
         }
         for (int s = 0; s < SIDES; s++)
             f->rig.side[s].dev->ops->free(f->rig.side[s].dev, f->kv[s].data, f->kv_bytes[s]);
