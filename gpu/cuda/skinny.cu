@@ -22,6 +22,7 @@ enum {
     WARP_ROWS = 16,
     GROUP_WARPS = 4, /* of a warpgroup */
     MOST_WARPS = 12,
+    OTHER_WARPS = 2, /* one brings, one finds the rows' factors */
     MOST_STAGES = 16,
     MOST_SPLITS = 4,
     SHARED_BYTES = 208 << 10,
@@ -71,23 +72,29 @@ add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
         a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
 }
 
-/* The factors of rows whose norm is still to be taken, else 1. Summing warps; others read it after a barrier. */
+/* The factors of rows whose norm is still to be taken, else 1. One warp. */
+template <int NT>
 __device__ static inline void
-find_factors(const struct gemv &a, float *factor, int rows, int warp, int warps, int lane)
+find_factors(const struct gemv &a, float *factor, int lane)
 {
-    for (int row = warp; row < rows; row += warps) {
-        float sum = 0;
+    enum { ROWS = 8 }; /* asked for together */
+    bool wanted = a.squares && !a.carried;
 
-        if (a.squares && !a.carried && row < a.m) {
+    for (int first = 0; first < NT * 8; first += ROWS) {
+        float sum[ROWS] = {};
+
 #pragma unroll
-            for (int i = 0; i < SKINNY_MOST_SQUARES; i += 32)
-                sum += i + lane < a.n_squares ? a.squares[row * a.n_squares + i + lane] : 0.0f;
-            sum = rsqrtf(warp_sum(sum) / (float)a.k + a.eps);
-        } else {
-            sum = 1;
+        for (int i = 0; i < SKINNY_MOST_SQUARES; i += 32)
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+                if (wanted && first + r < a.m && i + lane < a.n_squares)
+                    sum[r] += a.squares[(first + r) * a.n_squares + i + lane];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float all = warp_sum(sum[r]);
+            if (lane == 0)
+                factor[first + r] = wanted ? rsqrtf(all / (float)a.k + a.eps) : 1.0f;
         }
-        if (lane == 0)
-            factor[row] = sum;
     }
 }
 
@@ -197,7 +204,7 @@ bring(const struct skinny_args &args, struct work work, shared_address ring, sha
 
 template <int NT, int END>
 __global__ static void
-__launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
+__launch_bounds__((MOST_WARPS + OTHER_WARPS) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
 {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     enum { TWO = END == GEMV_SWIGLU };
@@ -207,7 +214,7 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
     const struct gemv &a = args.g;
     int lane = (int)threadIdx.x % 32;
     int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0); /* which the compiler sees is one */
-    int warps = (int)blockDim.x / 32 - 1, splits = args.splits, tile_rows = warps * WARP_ROWS;
+    int warps = (int)blockDim.x / 32 - OTHER_WARPS, splits = args.splits, tile_rows = warps * WARP_ROWS;
     int rank = (int)blockIdx.x % splits, columns = warps * (TWO ? 8 : 16);
     int tiles = (a.n + columns - 1) / columns, steps = a.k / STEP;
     struct work work = {(int)blockIdx.x / splits, (int)gridDim.x / splits, steps * rank / splits,
@@ -232,13 +239,17 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
         if (lane == 0)
             bring<NT, TWO>(args, work, ring, full, empty, tile_rows);
         __syncwarp();
+    } else if (warp > warps) {
+        dependency_wait();
+        find_factors<NT>(a, factor, lane);
+        if (splits == 1)
+            asm volatile("bar.arrive 1, %0;" ::"r"((warps + 1) * 32) : "memory");
     } else {
         uint32_t stage_bytes = (uint32_t)(tile_rows + NT * 8) * ROW_BYTES, parity = 0;
         uint32_t group = (uint32_t)(warp / GROUP_WARPS * GROUP_WARPS * WARP_ROWS * ROW_BYTES);
         int stage = 0, tile = work.tile;
 
         dependency_wait();
-        find_factors(a, factor, NT * 8, warp, warps, lane);
         for (; tile < tiles; tile += work.tile_stride) {
             int before = stage;
 
@@ -266,7 +277,8 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
                 counter_arrive(empty + 8 * before);
             if (splits > 1)
                 break; /* its one tile */
-            asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory"); /* factors */
+            if (tile == work.tile) /* the factors are there */
+                asm volatile("bar.sync 1, %0;" ::"r"((warps + 1) * 32) : "memory");
             int column = (tile * warps + warp) * (TWO ? 8 : 16) + lane / 4;
 #pragma unroll
             for (int j = 0; j < NT; j++)
@@ -378,7 +390,7 @@ launch(struct cuda_device *cuda, const struct gemv *a)
     attribute[1].val.clusterDim.x = (unsigned)cut.splits;
     attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
     config.gridDim = (unsigned)cut.blocks;
-    config.blockDim = (unsigned)(cut.warps + 1) * 32;
+    config.blockDim = (unsigned)(cut.warps + OTHER_WARPS) * 32;
     config.dynamicSmemBytes = SHARED_BYTES;
     config.stream = cuda->stream;
     config.attrs = attribute;
@@ -434,7 +446,7 @@ count_clusters(int splits, int *ret_count)
     attribute.val.clusterDim.x = (unsigned)splits;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     config.gridDim = (unsigned)splits;
-    config.blockDim = (MOST_WARPS + 1) * 32;
+    config.blockDim = (MOST_WARPS + OTHER_WARPS) * 32;
     config.dynamicSmemBytes = SHARED_BYTES;
     config.attrs = &attribute;
     config.numAttrs = 1;
