@@ -69,6 +69,20 @@ struct feed_forward_weights {
     struct weight gate, up, down, gate_bias, up_bias, down_bias;
 };
 
+/* The products with weights that the steps of a model do: one of each, all layers' have the same shapes; and what
+ * they read and write, as in a step. */
+struct step_products {
+    struct qkv_weights qkv;
+    struct weight o; /* of attended [max_rows, o.cols], added to x */
+    struct feed_forward_weights feed_forward;
+    struct matmul_part engram[2]; /* of rows [max_rows, w.cols]; no data without Engram layers */
+    struct weight head;           /* to logits */
+    const void *attended, *rows;
+    float *x;      /* [max_rows, hidden] */
+    float *logits; /* [logit_rows, head.rows] */
+    int logit_rows;
+};
+
 /* What forward_new sizes a device's own working memory by. */
 struct device_limits {
     int max_rows, max_sequences, max_outputs, n_states;
@@ -200,6 +214,11 @@ struct device_ops {
     /* x += down(silu(gate(h)) * up(h)), h = rms_norm(x). */
     int (*feed_forward)(struct device *, float *x, const struct feed_forward_weights *,
                         const struct model_shape *, const struct batch *, struct stream *);
+    /* Optional. Once, after reserve and before the first step: does the products of steps of every size that makes a
+     * difference, so that no step is the first to choose an algorithm or to load code. Writes where the products
+     * write and to the device's own working memory, which a step fills before it reads it. Waits until all have
+     * finished. How many algorithms were chosen, or the device's error. Thread: any one. */
+    int (*warm_up)(struct device *, const struct step_products *, struct stream *);
     /* Waits until everything issued has finished. 0, or the device's sticky error. */
     int (*synchronize)(struct device *, struct stream *);
     /* 1: everything issued has finished; 0: not yet; the device's sticky error. Never waits. */

@@ -148,17 +148,7 @@ run_attention(struct forward *f, const struct batch *b, int layer)
     struct forward_scratch *sc = &f->scratch;
     struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
     char *q = sc->wide, *attended = q + sizes.q;
-    struct qkv_weights weights = {
-        .norm = w[ROLE_ATTN_NORM],
-        .q = w[ROLE_Q],
-        .k = w[ROLE_K],
-        .v = w[ROLE_V],
-        .q_bias = w[ROLE_Q_BIAS],
-        .k_bias = w[ROLE_K_BIAS],
-        .v_bias = w[ROLE_V_BIAS],
-        .q_norm = w[ROLE_Q_NORM],
-        .k_norm = w[ROLE_K_NORM],
-    };
+    struct qkv_weights weights = forward_qkv_weights(f, layer);
     int result = ops->project_qkv ? ops->project_qkv(dev, q, sc->x, &weights, sc->angles, &f->kv,
                                                      layer, s, b, NULL)
                                   : compose_qkv(f, q, &weights, layer, b);
@@ -173,16 +163,7 @@ run_attention(struct forward *f, const struct batch *b, int layer)
 static int
 run_feed_forward(struct forward *f, const struct batch *b, int layer)
 {
-    const struct weight *w = f->layer[layer];
-    struct feed_forward_weights weights = {
-        .norm = w[ROLE_MLP_NORM],
-        .gate = w[ROLE_GATE],
-        .up = w[ROLE_UP],
-        .down = w[ROLE_DOWN],
-        .gate_bias = w[ROLE_GATE_BIAS],
-        .up_bias = w[ROLE_UP_BIAS],
-        .down_bias = w[ROLE_DOWN_BIAS],
-    };
+    struct feed_forward_weights weights = forward_feed_forward_weights(f, layer);
 
     return f->device->ops->feed_forward
                ? f->device->ops->feed_forward(f->device, f->scratch.x, &weights, &f->shape, b, NULL)
@@ -197,7 +178,7 @@ run_outputs(struct forward *f, const struct forward_step *step, const struct ste
     const struct device_ops *ops = dev->ops;
     const struct model_shape *s = &f->shape;
     struct forward_scratch *sc = &f->scratch;
-    struct weight head = f->global[s->tied_embeddings ? ROLE_EMBED : ROLE_LM_HEAD];
+    struct weight head = forward_head(f);
     size_t vocab = (size_t)s->vocab;
 
     if (view->n_outputs == 0)

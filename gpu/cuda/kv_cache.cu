@@ -368,3 +368,9 @@ cuda_kv_page_bytes(const struct device *dev, const struct model_shape *shape, in
     return (size_t)shape->layers * 2 * (size_t)shape->kv_heads * (size_t)shape->head_dim *
            (size_t)page_tokens * sizeof(__nv_bfloat16);
 }
+
+void
+cuda_kv_cache_open(struct cuda_device *cuda)
+{
+    LOAD_KERNELS(cuda, qkv_finish_any);
+}

@@ -64,6 +64,11 @@ launch_kernel(bool dependent, void (*kernel)(Params...), dim3 grid, dim3 block, 
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
     launch_kernel(true, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
 
+/* Puts every kernel of the file that this one is in on the device. Once per file, when the device is opened.
+ * How many; one that cannot be loaded, or with a driver before 12.5 none, is when it is first launched. */
+int cuda_load_kernels(const void *kernel);
+#define LOAD_KERNELS(cuda, kernel) ((cuda)->kernels += cuda_load_kernels((const void *)(kernel)))
+
 /* Once per kernel, when the device is opened: dynamic shared memory beyond 48 KiB. 0 or -EIO. */
 #define ALLOW_SHARED(kernel, bytes)                                                                \
     cuda_launch_status(                                                                            \

@@ -72,18 +72,17 @@ bias_f32_kernel(float *out, int64_t ld_out, const float *bias, int n)
 }
 
 static int
-add_bias(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32, struct weight bias, int n,
-         int64_t rows)
+add_bias(struct cuda_device *cuda, const struct gemv *g)
 {
-    dim3 grid((unsigned)((n + THREADS - 1) / THREADS), (unsigned)rows);
+    dim3 grid((unsigned)((g->n + THREADS - 1) / THREADS), (unsigned)g->m);
 
-    if (!bias.data)
+    if (!g->bias)
         return 0;
-    if (f32)
-        return LAUNCH(bias_f32_kernel, grid, THREADS, 0, cuda->stream, (float *)out, ld_out,
-                      (const float *)bias.data, n);
-    return LAUNCH(bias_bf16_kernel, grid, THREADS, 0, cuda->stream, (__nv_bfloat16 *)out, ld_out,
-                  (const float *)bias.data, n);
+    if (g->end != GEMV_BF16)
+        return LAUNCH(bias_f32_kernel, grid, THREADS, 0, cuda->stream, (float *)g->out, g->ld_out,
+                      g->bias, g->n);
+    return LAUNCH(bias_bf16_kernel, grid, THREADS, 0, cuda->stream, (__nv_bfloat16 *)g->out,
+                  g->ld_out, g->bias, g->n);
 }
 
 /* A product of few rows, already normalised if that is wanted; 1: not few, or another shape. */
@@ -93,6 +92,19 @@ multiply_few(struct cuda_device *cuda, const struct gemv *g)
     if (!g->row && cuda_skinny_fits(cuda, g))
         return cuda_skinny(cuda, g);
     return cuda_gemv_fits(cuda, g->m, g->k) ? cuda_gemv(cuda, g) : 1;
+}
+
+/* Any product but SwiGLU, of any number of rows, already normalised. */
+static int
+multiply(struct cuda_device *cuda, const struct gemv *g)
+{
+    int result = multiply_few(cuda, g);
+
+    if (result <= 0)
+        return result;
+    result = cuda_gemm(cuda, g->out, g->ld_out, g->end != GEMV_BF16, g->end == GEMV_ADD, g->x, g->w,
+                       g->m, g->n, g->k);
+    return result < 0 ? result : add_bias(cuda, g);
 }
 
 /* Whether gemv is the one, which normalises and picks rows on the way. */
@@ -116,13 +128,8 @@ cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struc
                      .m = b->n_rows,
                      .n = w.rows,
                      .k = w.cols};
-    int result = multiply_few(cuda, &g);
 
-    if (result <= 0)
-        return result;
-    result =
-        cuda_gemm(cuda, out, w.rows, accumulate, accumulate, x, w.data, b->n_rows, w.rows, w.cols);
-    return result < 0 ? result : add_bias(cuda, out, w.rows, accumulate, bias, w.rows, b->n_rows);
+    return multiply(cuda, &g);
 }
 
 int
@@ -177,9 +184,7 @@ cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *r
         return result;
     g.x = rows;
     g.row = NULL;
-    result = multiply_few(cuda, &g);
-    return result > 0 ? cuda_gemm(cuda, out, w.rows, true, false, rows, w.data, n, w.rows, w.cols)
-                      : result;
+    return multiply(cuda, &g);
 }
 
 /* Whether b lies behind a, so that both are one matrix. */
@@ -211,38 +216,57 @@ products(struct cuda_device *cuda, __nv_bfloat16 *out, int64_t ld_out, const __n
     return result;
 }
 
+static bool
+qkv_whole(const struct qkv_weights *w)
+{
+    return follows(w->q, w->k) && follows(w->k, w->v);
+}
+
+/* q, k and v side by side, as one product. */
+static struct gemv
+qkv_product(__nv_bfloat16 *out, const void *x, const struct qkv_weights *w, int n_rows)
+{
+    int columns = w->q.rows + w->k.rows + w->v.rows;
+
+    return {.end = GEMV_BF16,
+            .out = out,
+            .ld_out = columns,
+            .x = x,
+            .w = w->q.data,
+            .m = n_rows,
+            .n = columns,
+            .k = w->q.cols};
+}
+
+/* h: normalised. */
+static int
+multiply_qkv(struct cuda_device *cuda, __nv_bfloat16 *out, const __nv_bfloat16 *h,
+             const struct qkv_weights *w, int n_rows)
+{
+    const struct weight parts[3] = {w->q, w->k, w->v};
+    struct gemv g = qkv_product(out, h, w, n_rows);
+
+    return qkv_whole(w) ? multiply(cuda, &g) : products(cuda, out, g.n, h, parts, 3, n_rows);
+}
+
 int
 cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_weights *w,
                  const float *angles, const struct kv_cache *kv, int layer,
                  const struct model_shape *s, const struct batch *b, struct stream *stream)
 {
     struct cuda_device *cuda = cuda_of(dev);
-    const struct weight parts[3] = {w->q, w->k, w->v};
-    int columns = w->q.rows + w->k.rows + w->v.rows, result;
     __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
+    struct gemv g = qkv_product(out, x, w, b->n_rows);
+    int result;
 
-    bool whole = follows(w->q, w->k) && follows(w->k, w->v);
-    struct gemv g = {.end = GEMV_BF16,
-                     .out = out,
-                     .ld_out = columns,
-                     .x = x,
-                     .norm = (const float *)w->norm.data,
-                     .eps = s->norm_eps,
-                     .w = w->q.data,
-                     .m = b->n_rows,
-                     .n = columns,
-                     .k = s->hidden};
-
-    if (whole && for_gemv(cuda, &g)) {
+    g.norm = (const float *)w->norm.data;
+    g.eps = s->norm_eps;
+    if (qkv_whole(w) && for_gemv(cuda, &g)) {
         result = cuda_gemv(cuda, &g);
     } else {
         result = cuda_rms_norm(dev, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, stream);
-        g.x = h;
-        g.norm = NULL;
         if (result >= 0)
-            result = whole ? multiply_few(cuda, &g) : 1;
-        if (result > 0)
-            result = products(cuda, out, columns, h, parts, 3, b->n_rows);
+            result = multiply_qkv(cuda, out, h, w, b->n_rows);
     }
     return result < 0 ? result : cuda_qkv_finish(cuda, q, out, w, angles, kv, layer, s, b);
 }
@@ -336,6 +360,63 @@ cuda_feed_forward(struct device *dev, float *x, const struct feed_forward_weight
     int result = gate_and_up(cuda, gated, both, x, w, s, b);
 
     return result < 0 ? result : cuda_matmul(dev, x, gated, w->down, w->down_bias, true, b, stream);
+}
+
+/* The products of a step of so many rows, each by whatever takes it there. */
+static int
+warm_up_rows(struct cuda_device *cuda, const struct step_products *p, int n_rows)
+{
+    struct device *dev = &cuda->device;
+    const struct batch b = {.n_rows = n_rows};
+    int result = multiply_qkv(cuda, wide(cuda), normalised(cuda), &p->qkv, n_rows);
+
+    if (result >= 0)
+        result = cuda_matmul(dev, p->x, p->attended, p->o, {}, true, &b, NULL);
+    if (result >= 0)
+        result = cuda_feed_forward(dev, p->x, &p->feed_forward, &cuda->shape, &b, NULL);
+    if (result >= 0 && p->engram[0].w.data)
+        result = cuda_matmul_group(dev, p->engram, 2, p->rows, &b, NULL);
+    return result;
+}
+
+static int
+warm_up_head(struct cuda_device *cuda, const struct step_products *p, int n_rows)
+{
+    struct gemv g = {.end = GEMV_F32,
+                     .out = p->logits,
+                     .ld_out = p->head.rows,
+                     .x = normalised(cuda),
+                     .w = p->head.data,
+                     .m = n_rows,
+                     .n = p->head.rows,
+                     .k = p->head.cols};
+
+    return multiply(cuda, &g);
+}
+
+/* Every bucket once. Their sizes grow with the number of rows, so that there are few: a model of 8 G parameters and
+ * steps of 8,192 rows do 50 TFLOP. */
+int
+cuda_warm_up(struct device *dev, const struct step_products *p, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    int max_rows = cuda->limits.max_rows, result = cuda_launch_status(cudaSetDevice(cuda->ordinal));
+    int64_t most = max_rows > p->logit_rows ? max_rows : p->logit_rows;
+    uint64_t before = cuda->plans_made;
+
+    for (int64_t done = 0; done < most && result >= 0;) {
+        int64_t m = cuda_gemm_bucket(done + 1);
+
+        if (done < max_rows)
+            result = warm_up_rows(cuda, p, (int)(m < max_rows ? m : max_rows));
+        if (result >= 0 && done < p->logit_rows)
+            result = warm_up_head(cuda, p, (int)(m < p->logit_rows ? m : p->logit_rows));
+        done = m;
+    }
+    if (result >= 0)
+        result = cuda_launch_status(cudaStreamSynchronize(cuda->stream));
+    cuda->plans_warmed += cuda->plans_made - before;
+    return result < 0 ? result : (int)(cuda->plans_made - before);
 }
 
 int

@@ -373,6 +373,7 @@ cuda_skinny_open(struct cuda_device *cuda)
 
     if (cuda->compute_capability / 10 != 9 || cuda->block_shared_bytes < SHARED_BYTES)
         return 0;
+    LOAD_KERNELS(cuda, (skinny_kernel<1, GEMV_BF16>));
     int result = allow<1>() | allow<2>() | allow<4>() | allow<8>();
     for (int i = 0; i < 2 && !result; i++)
         result = count_clusters(2 << i, &cuda->clusters[i]);

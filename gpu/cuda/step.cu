@@ -329,6 +329,12 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
 }
 
 void
+cuda_steps_open(struct cuda_device *cuda)
+{
+    LOAD_KERNELS(cuda, spread_kernel);
+}
+
+void
 cuda_steps_free(struct cuda_device *cuda)
 {
     struct cuda_steps *s = cuda->steps;
@@ -777,6 +783,8 @@ engram_cuda_counters(struct device *dev, struct cuda_counters *ret_counters)
     if (result < 0)
         return result;
     *ret_counters = cuda->steps->counters;
+    ret_counters->plans_late = cuda->plans_made - cuda->plans_warmed;
+    ret_counters->kernels = (uint64_t)cuda->kernels;
     ret_counters->gpu_busy_ns = clock.busy_ns;
     ret_counters->gpu_span_ns = clock.busy_ns + clock.idle_ns;
     return 0;
