@@ -27,8 +27,7 @@ forward_warm_up(struct forward *f, struct err *err)
     if (s->engram.n_layers > 0) {
         const struct weight *w = f->layer[s->engram.table[0].layer];
 
-        products.engram[0] =
-            (struct matmul_part){key, w[ROLE_ENGRAM_KEY], w[ROLE_ENGRAM_KEY_BIAS]};
+        products.engram[0] = (struct matmul_part){key, w[ROLE_ENGRAM_KEY], w[ROLE_ENGRAM_KEY_BIAS]};
         products.engram[1] =
             (struct matmul_part){value, w[ROLE_ENGRAM_VALUE], w[ROLE_ENGRAM_VALUE_BIAS]};
     }

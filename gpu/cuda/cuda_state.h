@@ -87,7 +87,7 @@ struct cuda_device {
     cudaStream_t stream;
     struct cuda_steps *steps;
     struct cuda_gemms *gemms;
-    uint64_t plans_made, plans_warmed; /* of products, by gemm.cu; of these, while warming up */
+    uint64_t plans_made, plans_late; /* of products, by gemm.cu; of these, within a step */
     struct cuda_memory *memory; /* memory.cu: its pools; may stay NULL */
 
     /* Set by reserve. */
@@ -96,6 +96,7 @@ struct cuda_device {
     int32_t *slot_token; /* device, [n_states + 1]: token last sampled for the slot */
 
     /* The step being issued: host values, from begin_step. */
+    bool in_step;                  /* operations are being issued, until end_step */
     struct cuda_block *block;      /* device */
     const struct cuda_tile *tiles; /* device, [n_tiles]: prefill rows; longest context first */
     int n_tiles;

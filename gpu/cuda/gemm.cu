@@ -148,14 +148,14 @@ choose_algorithm(struct cuda_gemms *g, struct plan *p)
     for (int i = 0; i < 4 && ok; i++)
         ok = cublasLtMatmulPreferenceSetAttribute(&preference, alignments[i], &alignment,
                                                   sizeof alignment) == CUBLAS_STATUS_SUCCESS;
-    ok = ok &&
-         cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                              &workspace,
-                                              sizeof workspace) == CUBLAS_STATUS_SUCCESS &&
-         cublasLtMatmulAlgoGetHeuristic(g->handle, &p->product, &p->w, &p->x, &p->out, &p->out,
-                                        &preference, 1, &found,
-                                        &n_found) == CUBLAS_STATUS_SUCCESS &&
-         n_found == 1;
+    ok =
+        ok &&
+        cublasLtMatmulPreferenceSetAttribute(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &workspace,
+                                             sizeof workspace) == CUBLAS_STATUS_SUCCESS &&
+        cublasLtMatmulAlgoGetHeuristic(g->handle, &p->product, &p->w, &p->x, &p->out, &p->out,
+                                       &preference, 1, &found, &n_found) == CUBLAS_STATUS_SUCCESS &&
+        n_found == 1;
     p->algorithm = found.algo;
     return ok;
 }
@@ -195,6 +195,7 @@ find_plan(struct cuda_device *cuda, const struct plan_key *key)
     p->fits = true;
     g->n_plans++;
     cuda->plans_made++;
+    cuda->plans_late += cuda->in_step;
     return p;
 }
 

@@ -52,8 +52,8 @@ cuda_load_kernels(const void *kernel)
         for (unsigned i = 0; i < n; i++) {
             CUfunction function = NULL;
 
-            loaded += function_of(&function, all[i]) == CUDA_SUCCESS &&
-                      load(function) == CUDA_SUCCESS;
+            loaded +=
+                function_of(&function, all[i]) == CUDA_SUCCESS && load(function) == CUDA_SUCCESS;
         }
     free(all);
     return loaded;

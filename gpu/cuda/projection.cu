@@ -415,7 +415,6 @@ cuda_warm_up(struct device *dev, const struct step_products *p, struct stream *s
     }
     if (result >= 0)
         result = cuda_launch_status(cudaStreamSynchronize(cuda->stream));
-    cuda->plans_warmed += cuda->plans_made - before;
     return result < 0 ? result : (int)(cuda->plans_made - before);
 }
 

@@ -706,6 +706,7 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     if (result < 0)
         return result;
     s->counters.steps++;
+    cuda->in_step = true;
     s->current = copy;
     *ret_view = {};
     ret_view->batch = {n_rows,      n_seqs, decode ? n_seqs : b->n_decode, at->token, at->position,
@@ -723,6 +724,7 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     if (!graph)
         return STEP_ISSUE;
     if (graph->exec) {
+        cuda->in_step = false;
         s->counters.graph_replays++;
         result = cuda_launch_status(cudaGraphLaunch(graph->exec, cuda->stream));
         if (result == 0)
@@ -748,6 +750,7 @@ cuda_end_step(struct device *dev, const struct forward_step *step, int status,
     cudaGraph_t captured = NULL;
     int result = status;
 
+    cuda->in_step = false;
     s->capturing = NULL;
     if (result == 0)
         result = LAUNCH(finish_kernel, 1, FINISH_THREADS, 0, cuda->stream, cuda->block,
@@ -783,7 +786,7 @@ engram_cuda_counters(struct device *dev, struct cuda_counters *ret_counters)
     if (result < 0)
         return result;
     *ret_counters = cuda->steps->counters;
-    ret_counters->plans_late = cuda->plans_made - cuda->plans_warmed;
+    ret_counters->plans_late = cuda->plans_late;
     ret_counters->kernels = (uint64_t)cuda->kernels;
     ret_counters->gpu_busy_ns = clock.busy_ns;
     ret_counters->gpu_span_ns = clock.busy_ns + clock.idle_ns;
