@@ -258,6 +258,17 @@ load_weights(struct loading *l)
 }
 
 static int
+warm_up(struct loading *l)
+{
+    uint64_t begin = clock_now_ns();
+    int n = forward_warm_up(l->s->forward, l->err);
+
+    if (n > 0)
+        log_info("warmed up %d products in %.0f ms", n, (double)(clock_now_ns() - begin) * 1e-6);
+    return n < 0 ? n : 0;
+}
+
+static int
 open_cold_store(struct loading *l)
 {
     struct serving *s = l->s;
@@ -447,8 +458,8 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     if ((status = progress(&l, "checkpoint")) < 0 || (status = load_model(&l)) < 0 ||
         (status = build_compressed_ids(&l)) < 0 || (status = open_device(&l)) < 0 ||
         (status = size_engine(&l)) < 0 || (status = memory_check_start(s, l.err)) < 0 ||
-        (status = load_weights(&l)) < 0 || (status = start_tiers(&l)) < 0 ||
-        (status = start_engine(&l)) < 0 ||
+        (status = load_weights(&l)) < 0 || (status = warm_up(&l)) < 0 ||
+        (status = start_tiers(&l)) < 0 || (status = start_engine(&l)) < 0 ||
         (s->residence && (status = residence_start(s->residence, l.err)) < 0)) {
         serving_free(s);
         return status;

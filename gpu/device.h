@@ -69,11 +69,25 @@ struct feed_forward_weights {
     struct weight gate, up, down, gate_bias, up_bias, down_bias;
 };
 
-/* What follows attention in a layer; next: the next layer's projections where they follow at once. */
+/* What follows attention in a layer. */
 struct layer_end_weights {
     struct weight o, o_bias;
     struct feed_forward_weights feed_forward;
-    const struct qkv_weights *next; /* or NULL */
+    struct weight next_norm; /* of the next layer's projections, where they follow at once; or absent */
+};
+
+/* The products with weights that the steps of a model do: one of each, all layers' have the same shapes; and what
+ * they read and write, as in a step. */
+struct step_products {
+    struct qkv_weights qkv;
+    struct weight o; /* of attended [max_rows, o.cols], added to x */
+    struct feed_forward_weights feed_forward;
+    struct matmul_part engram[2]; /* of rows [max_rows, w.cols]; no data without Engram layers */
+    struct weight head;           /* to logits */
+    const void *attended, *rows;
+    float *x;      /* [max_rows, hidden] */
+    float *logits; /* [logit_rows, head.rows] */
+    int logit_rows;
 };
 
 /* What forward_new sizes a device's own working memory by. */
@@ -204,15 +218,16 @@ struct device_ops {
     int (*project_qkv)(struct device *, void *q, const float *x, const struct qkv_weights *,
                        const float *angles, const struct kv_cache *, int layer,
                        const struct model_shape *, const struct batch *, struct stream *);
-    /* x += down(silu(gate(h)) * up(h)), h = rms_norm(x). */
-    int (*feed_forward)(struct device *, float *x, const struct feed_forward_weights *,
-                        const struct model_shape *, const struct batch *, struct stream *);
-    /* x += o(attended), then feed_forward; with `next` also the products that the next call of project_qkv, for
-     * that layer, would begin with, and it leaves them out. 1: not for this batch, nothing has been done. What it
-     * answers is a function of the shapes and of the number of rows. */
+    /* x += o(attended); x += down(silu(gate(h)) * up(h)), h = rms_norm(x). Where the next operation is project_qkv with
+     * next_norm, it may find its own norm begun. */
     int (*finish_layer)(struct device *, float *x, const void *attended,
                         const struct layer_end_weights *, const struct model_shape *,
                         const struct batch *, struct stream *);
+    /* Optional. Once, after reserve and before the first step: does the products of steps of every size that makes a
+     * difference, so that no step is the first to choose an algorithm or to load code. Writes where the products
+     * write and to the device's own working memory, which a step fills before it reads it. Waits until all have
+     * finished. How many algorithms were chosen, or the device's error. Thread: any one. */
+    int (*warm_up)(struct device *, const struct step_products *, struct stream *);
     /* Waits until everything issued has finished. 0, or the device's sticky error. */
     int (*synchronize)(struct device *, struct stream *);
     /* 1: everything issued has finished; 0: not yet; the device's sticky error. Never waits. */

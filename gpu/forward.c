@@ -87,7 +87,7 @@ run_engram(struct forward *f, const struct forward_step *step, const struct step
     return result;
 }
 
-/* project_qkv and feed_forward of a device that does not have them. */
+/* project_qkv and the feed-forward part of a device that does not have them. */
 static int
 compose_qkv(struct forward *f, void *q, const struct qkv_weights *w, int layer,
             const struct batch *b)
@@ -138,54 +138,16 @@ compose_feed_forward(struct forward *f, const struct feed_forward_weights *w, co
     return result;
 }
 
-static struct qkv_weights
-qkv_of(const struct forward *f, int layer)
-{
-    const struct weight *w = f->layer[layer];
-
-    return (struct qkv_weights){
-        .norm = w[ROLE_ATTN_NORM],
-        .q = w[ROLE_Q],
-        .k = w[ROLE_K],
-        .v = w[ROLE_V],
-        .q_bias = w[ROLE_Q_BIAS],
-        .k_bias = w[ROLE_K_BIAS],
-        .v_bias = w[ROLE_V_BIAS],
-        .q_norm = w[ROLE_Q_NORM],
-        .k_norm = w[ROLE_K_NORM],
-    };
-}
-
-static struct feed_forward_weights
-feed_forward_of(const struct forward *f, int layer)
-{
-    const struct weight *w = f->layer[layer];
-
-    return (struct feed_forward_weights){
-        .norm = w[ROLE_MLP_NORM],
-        .gate = w[ROLE_GATE],
-        .up = w[ROLE_UP],
-        .down = w[ROLE_DOWN],
-        .gate_bias = w[ROLE_GATE_BIAS],
-        .up_bias = w[ROLE_UP_BIAS],
-        .down_bias = w[ROLE_DOWN_BIAS],
-    };
-}
-
-/* What follows attention, operation by operation. */
+/* finish_layer of a device that does not have it. */
 static int
 compose_layer_end(struct forward *f, const void *attended, const struct layer_end_weights *w,
                   const struct batch *b)
 {
     struct device *dev = f->device;
-    const struct device_ops *ops = dev->ops;
-    float *x = f->scratch.x;
-    int result = ops->matmul(dev, x, attended, w->o, w->o_bias, true, b, NULL);
+    int result =
+        dev->ops->matmul(dev, f->scratch.x, attended, w->o, w->o_bias, true, b, NULL);
 
-    if (result < 0)
-        return result;
-    return ops->feed_forward ? ops->feed_forward(dev, x, &w->feed_forward, &f->shape, b, NULL)
-                             : compose_feed_forward(f, &w->feed_forward, b);
+    return result < 0 ? result : compose_feed_forward(f, &w->feed_forward, b);
 }
 
 static int
@@ -197,27 +159,25 @@ run_layer(struct forward *f, const struct batch *b, int layer)
     struct forward_scratch *sc = &f->scratch;
     struct wide_sizes sizes = forward_wide_sizes(dev, s, f->limits.max_rows);
     char *q = sc->wide, *attended = q + sizes.q;
-    struct qkv_weights qkv = qkv_of(f, layer), next;
+    struct qkv_weights qkv = forward_qkv_weights(f, layer);
     struct layer_end_weights end = {
         .o = f->layer[layer][ROLE_O],
         .o_bias = f->layer[layer][ROLE_O_BIAS],
-        .feed_forward = feed_forward_of(f, layer),
+        .feed_forward = forward_feed_forward_weights(f, layer),
     };
     int result = ops->project_qkv
                      ? ops->project_qkv(dev, q, sc->x, &qkv, sc->angles, &f->kv, layer, s, b, NULL)
                      : compose_qkv(f, q, &qkv, layer, b);
 
-    /* Not over an Engram layer, whether or not this batch has a use for it: a row's bits would depend on it. */
-    if (layer + 1 < s->layers && forward_engram_index(s, layer + 1) < 0) {
-        next = qkv_of(f, layer + 1);
-        end.next = &next;
-    }
+    /* Never over an Engram layer, whether or not this batch has a use for it: a row's bits would depend on it. */
+    if (layer + 1 < s->layers && forward_engram_index(s, layer + 1) < 0)
+        end.next_norm = f->layer[layer + 1][ROLE_ATTN_NORM];
     if (result >= 0)
         result = ops->attention(dev, attended, q, &f->kv, layer, s, b, NULL);
     if (result < 0)
         return result;
-    result = ops->finish_layer ? ops->finish_layer(dev, sc->x, attended, &end, s, b, NULL) : 1;
-    return result == 1 ? compose_layer_end(f, attended, &end, b) : result;
+    return ops->finish_layer ? ops->finish_layer(dev, sc->x, attended, &end, s, b, NULL)
+                             : compose_layer_end(f, attended, &end, b);
 }
 
 /* Logits and tokens of the rows asked for, a block of rows at a time. */
@@ -228,7 +188,7 @@ run_outputs(struct forward *f, const struct forward_step *step, const struct ste
     const struct device_ops *ops = dev->ops;
     const struct model_shape *s = &f->shape;
     struct forward_scratch *sc = &f->scratch;
-    struct weight head = f->global[s->tied_embeddings ? ROLE_EMBED : ROLE_LM_HEAD];
+    struct weight head = forward_head(f);
     size_t vocab = (size_t)s->vocab;
 
     if (view->n_outputs == 0)

@@ -78,6 +78,11 @@ int forward_fill_all(struct forward *forward, uint64_t seed, struct err *err);
 /* -EINVAL naming the first weight that is missing. */
 int forward_loaded(const struct forward *forward, struct err *err);
 
+/* After loading and before the first step: a device that would choose algorithms or load code in the steps that first
+ * need them does so now. Without it steps are as right, and some of them slow. How many it has chosen, 0 where there
+ * is nothing to choose; or the device's error. Thread: any one. */
+int forward_warm_up(struct forward *forward, struct err *err);
+
 /* Issues one step; a device that runs behind has not finished it when this returns: forward_poll or
  * forward_wait tell how it ended. Steps run in the order of their issue; the next may be issued
  * before this one has ended. The lists that sample_params point to are the caller's again at once.

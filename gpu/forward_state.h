@@ -1,5 +1,5 @@
-/* forward_state: what forward.c, forward_load.c, forward_memory.c and forward_weights.c share. Private to the
- * forward pass. Thread: engine. */
+/* forward_state: what forward.c, forward_load.c, forward_memory.c, forward_warm_up.c and forward_weights.c share.
+ * Private to the forward pass. Thread: engine. */
 #ifndef GPU_FORWARD_STATE_H
 #define GPU_FORWARD_STATE_H
 
@@ -60,6 +60,10 @@ bool forward_weight_shape(const struct model_shape *shape, enum tensor_role role
 bool forward_is_matrix(enum tensor_role role);
 /* The place of a weight in the forward pass. */
 struct weight *forward_weight(struct forward *forward, enum tensor_role role, int layer);
+/* What the operations want of a layer. */
+struct qkv_weights forward_qkv_weights(const struct forward *forward, int layer);
+struct feed_forward_weights forward_feed_forward_weights(const struct forward *forward, int layer);
+struct weight forward_head(const struct forward *forward);
 extern const char *const forward_role_name[ROLE_COUNT]; /* for errors */
 size_t forward_weight_bytes(const struct weight *w);
 /* Takes the memory of a weight that comes as dtype, and says where it is to go and as what; -EINVAL

@@ -163,6 +163,46 @@ forward_weight(struct forward *forward, enum tensor_role role, int layer)
     return is_global(role) ? &forward->global[role] : &forward->layer[layer][role];
 }
 
+struct qkv_weights
+forward_qkv_weights(const struct forward *forward, int layer)
+{
+    const struct weight *w = forward->layer[layer];
+
+    return (struct qkv_weights){
+        .norm = w[ROLE_ATTN_NORM],
+        .q = w[ROLE_Q],
+        .k = w[ROLE_K],
+        .v = w[ROLE_V],
+        .q_bias = w[ROLE_Q_BIAS],
+        .k_bias = w[ROLE_K_BIAS],
+        .v_bias = w[ROLE_V_BIAS],
+        .q_norm = w[ROLE_Q_NORM],
+        .k_norm = w[ROLE_K_NORM],
+    };
+}
+
+struct feed_forward_weights
+forward_feed_forward_weights(const struct forward *forward, int layer)
+{
+    const struct weight *w = forward->layer[layer];
+
+    return (struct feed_forward_weights){
+        .norm = w[ROLE_MLP_NORM],
+        .gate = w[ROLE_GATE],
+        .up = w[ROLE_UP],
+        .down = w[ROLE_DOWN],
+        .gate_bias = w[ROLE_GATE_BIAS],
+        .up_bias = w[ROLE_UP_BIAS],
+        .down_bias = w[ROLE_DOWN_BIAS],
+    };
+}
+
+struct weight
+forward_head(const struct forward *forward)
+{
+    return forward->global[forward->shape.tied_embeddings ? ROLE_EMBED : ROLE_LM_HEAD];
+}
+
 size_t
 forward_weight_bytes(const struct weight *w)
 {

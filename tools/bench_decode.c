@@ -20,6 +20,7 @@ struct options {
 struct figures {
     int batch;
     double step_s, bound_s, idle, syncs, allocs, replayed;
+    uint64_t plans_late; /* since the start: none is made a second time */
 };
 
 /* steps decode steps from a context of o->context tokens on; returns seconds for each. */
@@ -75,6 +76,7 @@ measure(struct rig *r, const struct options *o, int batch, const struct bench_li
         f.idle = 1 - (double)(after.gpu_busy_ns - before.gpu_busy_ns) / span;
         f.syncs = (double)(after.syncs - before.syncs) / steps;
         f.allocs = (double)(after.allocs - before.allocs) / steps;
+        f.plans_late = after.plans_late;
         f.replayed = (double)(after.graph_replays - before.graph_replays) / steps;
     }
     return f;
@@ -86,15 +88,15 @@ print(const struct options *o, const struct rig *r, const struct figures *f)
     if (o->json)
         printf("{\"command\": \"decode\", \"device\": \"%s\", \"shape\": \"%s\", \"batch\": %d, \"context\": %d, "
                "\"step_ms\": %.4f, \"tokens_per_s\": %.1f, \"bound_ms\": %.4f, \"share\": %.4f, "
-               "\"idle\": %.5f, \"syncs\": %.4f, \"allocs\": %.4f, \"replayed\": %.4f}\n",
+               "\"idle\": %.5f, \"syncs\": %.4f, \"allocs\": %.4f, \"plans_late\": %llu, \"replayed\": %.4f}\n",
                bench_device_text(r->device), o->shape, f->batch, o->context, f->step_s * 1e3,
                f->batch / f->step_s, f->bound_s * 1e3, f->bound_s / f->step_s, f->idle, f->syncs,
-               f->allocs, f->replayed);
+               f->allocs, (unsigned long long)f->plans_late, f->replayed);
     else
-        printf("%6d %8d %9.3f %10.1f %9.3f %6.1f%% %6.2f%% %6.3f %6.3f %8.1f%%\n", f->batch,
+        printf("%6d %8d %9.3f %10.1f %9.3f %6.1f%% %6.2f%% %6.3f %6.3f %6llu %8.1f%%\n", f->batch,
                o->context, f->step_s * 1e3, f->batch / f->step_s, f->bound_s * 1e3,
                100 * f->bound_s / f->step_s, 100 * f->idle, f->syncs, f->allocs,
-               100 * f->replayed);
+               (unsigned long long)f->plans_late, 100 * f->replayed);
     fflush(stdout);
 }
 
@@ -167,9 +169,10 @@ bench_decode(int argc, char **argv)
     if (bench_limits(rig.device, &limits, &err) < 0)
         bench_fail("limits", &err);
     if (!o.json)
-        printf("%s on %s; reads %.0f GB/s\n%6s %8s %9s %10s %9s %7s %7s %6s %6s %9s\n", o.shape,
+        printf("%s on %s; reads %.0f GB/s\n%6s %8s %9s %10s %9s %7s %7s %6s %6s %6s %9s\n", o.shape,
                bench_device_text(rig.device), limits.read_bytes_per_s * 1e-9, "batch", "context",
-               "step ms", "tokens/s", "bound ms", "share", "idle", "syncs", "allocs", "replayed");
+               "step ms", "tokens/s", "bound ms", "share", "idle", "syncs", "allocs", "late",
+               "replayed");
     for (int i = 0; i < o.n_batches; i++) {
         struct figures f = measure(&rig, &o, o.batch[i], &limits);
 

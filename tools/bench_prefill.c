@@ -91,6 +91,7 @@ bench_prefill(int argc, char **argv)
 {
     struct options o = {.shape = "qwen3-0.6b", .device = "auto", .tokens = 8192, .chunk = 2048};
     struct bench_limits limits;
+    struct cuda_counters counters;
     struct err err = ERR_INIT;
     struct rig rig;
     double seconds[ROUNDS];
@@ -106,6 +107,7 @@ bench_prefill(int argc, char **argv)
     (void)run_prompt(&rig, &o);
     for (int i = 0; i < ROUNDS; i++)
         seconds[i] = run_prompt(&rig, &o);
+    (void)bench_counters(rig.device, &counters);
 
     const struct model_shape *s = &rig.shape;
     double median = bench_median(seconds, ROUNDS), n = o.tokens;
@@ -117,19 +119,20 @@ bench_prefill(int argc, char **argv)
     if (o.json)
         printf("{\"command\": \"prefill\", \"device\": \"%s\", \"shape\": \"%s\", \"tokens\": %d, \"chunk\": %d, "
                "\"ms\": %.3f, \"tokens_per_s\": %.1f, \"tflops\": %.2f, \"limit_tflops\": %.2f, "
-               "\"share\": %.4f, \"share_of_products_alone\": %.4f}\n",
+               "\"share\": %.4f, \"share_of_products_alone\": %.4f, \"plans_late\": %llu}\n",
                bench_device_text(rig.device), o.shape, o.tokens, o.chunk, median * 1e3, n / median,
                (products + attention) / median * 1e-12, rate * 1e-12,
                rate > 0 ? (products + attention) / median / rate : 0,
-               rate > 0 ? products / median / rate : 0);
+               rate > 0 ? products / median / rate : 0, (unsigned long long)counters.plans_late);
     else
         printf("%s on %s; matrix rate %.0f TFLOP/s\n"
                "%d tokens in chunks of %d: %.2f ms, %.0f tokens/s, %.1f TFLOP/s with attention: "
-               "%.1f%% of the rate, %.1f%% by the products with weights alone\n",
+               "%.1f%% of the rate, %.1f%% by the products with weights alone; %llu plans made late\n",
                o.shape, bench_device_text(rig.device), rate * 1e-12, o.tokens, o.chunk,
                median * 1e3, n / median, (products + attention) / median * 1e-12,
                rate > 0 ? 100 * (products + attention) / median / rate : 0,
-               rate > 0 ? 100 * products / median / rate : 0);
+               rate > 0 ? 100 * products / median / rate : 0,
+               (unsigned long long)counters.plans_late);
     rig_close(&rig);
     return 0;
 }

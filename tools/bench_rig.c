@@ -60,7 +60,7 @@ rig_open(struct rig *r, const char *shape, const char *device, int max_rows, int
                                         .max_outputs = max_sequences,
                                         .max_step_pages = max_sequences * r->pages_each};
     if (forward_new(&r->forward, r->device, &r->shape, &r->limits, &err) < 0 ||
-        forward_fill_all(r->forward, 1, &err) < 0)
+        forward_fill_all(r->forward, 1, &err) < 0 || forward_warm_up(r->forward, &err) < 0)
         bench_fail(shape, &err);
     r->pages = malloc((size_t)r->limits.kv_pages * sizeof *r->pages);
     r->outputs = calloc((size_t)max_sequences, sizeof *r->outputs);

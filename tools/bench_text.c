@@ -35,6 +35,7 @@ struct figures {
     int ended; /* requests */
     struct tiers_stats before, after;
     double stall_s, steps, idle, syncs;
+    uint64_t plans_late; /* since the start: none is made a second time */
 };
 
 static uint64_t
@@ -135,6 +136,7 @@ measure(const struct options *o, const struct place_options *po, const struct be
     if (after.gpu_span_ns > before.gpu_span_ns)
         f->idle = 1 - (double)(after.gpu_busy_ns - before.gpu_busy_ns) /
                           (double)(after.gpu_span_ns - before.gpu_span_ns);
+    f->plans_late = after.plans_late;
     f->syncs = (double)(after.syncs - before.syncs) / f->steps;
     if (place.resolver)
         resolver_stats(place.resolver, &f->after);
@@ -185,9 +187,9 @@ print(const struct options *o, const char *device, double table_gb,
                      "\"itl_p50_ms\": %.2f, \"itl_p99_ms\": %.2f, \"hbm\": %.2f, \"ram\": %.2f, "
                      "\"nvme\": %.2f, \"hbm_gb\": %.9f, \"ram_gb\": %.9f, \"nvme_gb\": %.9f, "
                      "\"limit_s\": %.3f, \"share\": %s, \"reads_per_s\": %.0f, \"stall_us_per_step\": %.1f, "
-                     "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f}\n"
+                     "\"steps\": %.0f, \"idle\": %.4f, \"syncs\": %.4f, \"plans_late\": %llu}\n"
                    : "%-11s %-26s %9.1f %7.4f %7.2f %8llu %8llu %8.1f %8.1f %7.2f %7.2f %6.2f "
-                     "%6.2f %6.2f %7.3f %7.3f %7.3f %7.2f %6s %8.0f %8.1f %7.0f %7.4f %6.4f\n",
+                     "%6.2f %6.2f %7.3f %7.3f %7.3f %7.2f %6s %8.0f %8.1f %7.0f %7.4f %6.4f %6llu\n",
            o->shape, spec->text, rate, base > 0 ? rate / base : 1, f->seconds,
            (unsigned long long)f->in, (unsigned long long)f->out,
            bench_percentile(f->latency.ttft_ms, f->latency.n_ttft, 0.5),
@@ -197,7 +199,8 @@ print(const struct options *o, const char *device, double table_gb,
            share[TIER_RAM], share[TIER_NVME], gigabytes(f, TIER_HBM), gigabytes(f, TIER_RAM),
            gigabytes(f, TIER_NVME), f->limit_s,
            bench_share_text(f->limit_s, f->seconds, o->json, least, sizeof least), reads,
-           f->stall_s * 1e6 / f->steps, f->steps, f->idle, f->syncs);
+           f->stall_s * 1e6 / f->steps, f->steps, f->idle, f->syncs,
+           (unsigned long long)f->plans_late);
     fflush(stdout);
 }
 
@@ -337,7 +340,7 @@ run(const struct options *o)
     po.limits.max_step_pages = po.limits.kv_pages;
     po.max_sequence_pages = (2 * o->most + PAGE_TOKENS - 1) / PAGE_TOKENS;
     if (forward_new(&po.forward, po.device, &shape, &po.limits, &err) < 0 ||
-        forward_fill_all(po.forward, 1, &err) < 0)
+        forward_fill_all(po.forward, 1, &err) < 0 || forward_warm_up(po.forward, &err) < 0)
         bench_fail(o->shape, &err);
     if (bench_limits(po.device, &limits, &err) < 0)
         bench_fail("limits", &err);
@@ -345,14 +348,14 @@ run(const struct options *o)
     if (!o->json)
         printf("%s on %s; table %.2f GB of %s, %d heads of %d, layer %d; %d requests of %d to %d tokens "
                "in and out, %d at a time\n%-11s %-26s %9s %7s %7s %8s %8s %8s %8s %7s %7s %6s %6s "
-               "%6s %7s %7s %7s %7s %6s %8s %8s %7s %7s %6s\n",
+               "%6s %7s %7s %7s %7s %6s %8s %8s %7s %7s %6s %6s\n",
                o->shape, bench_device_text(po.device), (double)table.size_bytes * 1e-9,
                dtype_name(o->table_dtype), o->heads,
                o->head_dim, o->layer, o->sequences, o->least, o->most, o->streams, "shape",
                "placement", "out tok/s", "ratio", "s", "in", "out", "ttft p50", "ttft p99",
                "itl p50", "itl p99", "hbm %", "ram %", "nvme %", "hbm GB", "ram GB",
                "nvme GB", "limit s", "share", "reads/s", "us stall", "steps",
-               "idle", "syncs");
+               "idle", "syncs", "late");
     for (int i = 0; i < o->n_places; i++) {
         struct figures f = {0};
 

@@ -562,7 +562,7 @@ cuda_attention_decode_open(struct cuda_device *dev)
 {
     int result = ALLOW_SHARED((attention_decode<64, 1>), (decode_shared_bytes<64, 1>(8)));
 
-    (void)dev;
+    LOAD_KERNELS(dev, attention_decode_any);
     if (result >= 0)
         result = ALLOW_SHARED((attention_decode<64, 2>), (decode_shared_bytes<64, 2>(16)));
     if (result >= 0)

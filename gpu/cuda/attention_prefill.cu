@@ -503,6 +503,7 @@ cuda_attention_prefill_open(struct cuda_device *dev)
     int shared = shared_kib(dev->compute_capability);
     int result = ALLOW_PREFILL(64, 2, 64, 2);
 
+    LOAD_KERNELS(dev, attention_prefill_any);
     if (result >= 0)
         result = ALLOW_PREFILL(80, 2, 64, 2);
     if (result >= 0)

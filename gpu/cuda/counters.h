@@ -12,6 +12,8 @@ struct cuda_counters {
     uint64_t captures;
     uint64_t syncs;  /* times the host waited for the device within a step */
     uint64_t allocs; /* of memory within a step */
+    uint64_t plans_late; /* algorithms of products chosen within a step: all are when warming up */
+    uint64_t kernels;    /* loaded when the device was opened */
     uint64_t gpu_busy_ns,
         gpu_span_ns; /* within steps; from the first step's begin to the last one's end */
 };

@@ -111,8 +111,8 @@ make_ops(void)
     ops->engram_keep = cuda_engram_keep;
     ops->sample = cuda_sample;
     ops->project_qkv = cuda_project_qkv;
-    ops->feed_forward = cuda_feed_forward;
     ops->finish_layer = cuda_finish_layer;
+    ops->warm_up = cuda_warm_up;
     ops->synchronize = cuda_synchronize;
     ops->poll = cuda_poll;
     ops->close = cuda_close;
@@ -178,6 +178,9 @@ open_parts(struct cuda_device *cuda, struct err *err)
     int result = probe(cuda, &prop, err);
     if (result < 0)
         return result;
+    cuda_elementwise_open(cuda);
+    cuda_kv_cache_open(cuda);
+    cuda_steps_open(cuda);
     result = cuda_memory_open(cuda);
     if (result == 0)
         result = cuda_gemms_new(&cuda->gemms, cuda);

@@ -82,10 +82,12 @@ struct cuda_device {
     size_t block_shared_bytes; /* dynamic shared memory one block can have; 1 KiB is left for static */
     int clusters[2];         /* of 2 and of 4 blocks of skinny.cu that run at the same time */
     void *encode_tensor_map; /* the driver's, for skinny.cu; NULL where it is not for this device */
+    int kernels;     /* loaded when the device was opened; engram_gather and engram_fuse name theirs one by one */
     char text[384];  /* for logs */
     cudaStream_t stream;
     struct cuda_steps *steps;
     struct cuda_gemms *gemms;
+    uint64_t plans_made, plans_late; /* of products, by gemm.cu; of these, within a step */
     struct cuda_memory *memory; /* memory.cu: its pools; may stay NULL */
 
     /* Set by reserve. */
@@ -94,12 +96,14 @@ struct cuda_device {
     int32_t *slot_token; /* device, [n_states + 1]: token last sampled for the slot */
 
     /* The step being issued: host values, from begin_step. */
+    bool in_step;                  /* operations are being issued, until end_step */
     struct cuda_block *block;      /* device */
     const struct cuda_tile *tiles; /* device, [n_tiles]: prefill rows; longest context first */
     int n_tiles;
     const struct cuda_piece *pieces; /* device, [n_pieces]: decode rows */
     int split_tokens; /* positions of a piece */
-    const void *qkv_ahead; /* the q matrix whose project_qkv has its product done: finish_layer */
+    const void *carried_norm; /* weights of the norm whose rows projection.cu has ready, but for their factors; or NULL */
+    int n_squares;
     int n_pieces; /* with those of no row: rounded up, so that few sizes of a graph are needed */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take
@@ -139,7 +143,10 @@ size_t cuda_activation_bytes(const struct model_shape *shape, const struct devic
 size_t cuda_squares_bytes(const struct cuda_device *);
 size_t cuda_partial_bytes(const struct model_shape *shape, const struct device_limits *limits);
 size_t cuda_sample_bytes(const struct model_shape *shape, const struct device_limits *limits);
-/* Kernel attributes (ALLOW_SHARED), when the device is opened. */
+/* Kernels (LOAD_KERNELS) and their attributes (ALLOW_SHARED), when the device is opened. */
+void cuda_elementwise_open(struct cuda_device *);
+void cuda_kv_cache_open(struct cuda_device *);
+void cuda_steps_open(struct cuda_device *);
 int cuda_attention_decode_open(struct cuda_device *);
 int cuda_attention_prefill_open(struct cuda_device *);
 int cuda_projection_open(struct cuda_device *);
@@ -150,6 +157,9 @@ int cuda_engram_gather_open(struct cuda_device *); /* called by cuda_engram_open
 /* gemm.cu */
 int cuda_gemms_new(struct cuda_gemms **ret_gemms, struct cuda_device *);
 struct cuda_gemms *cuda_gemms_free(struct cuda_gemms *);
+/* Numbers of rows that share a plan, by the largest: up to 8 a power of two, then multiples of 8, from 128 on of an
+ * eighth of the power of two below. Those that decode steps are padded to are among them up to 1,024. */
+int64_t cuda_gemm_bucket(int64_t m);
 /* out [m, n] (row stride ld_out) = x [m, k] BF16 (row stride k) w^T, w [n, k] BF16; out is BF16, or F32 when
  * f32_out; accumulate: added to out. No bias. Same bits for a row whatever the other rows hold, for the same m. */
 int cuda_gemm(struct cuda_device *, void *out, int64_t ld_out, bool f32_out, bool accumulate,
@@ -177,21 +187,15 @@ int cuda_matmul_rows(struct device *, float *out, const void *x, const int32_t *
 int cuda_project_qkv(struct device *, void *q, const float *x, const struct qkv_weights *,
                      const float *angles, const struct kv_cache *, int layer,
                      const struct model_shape *, const struct batch *, struct stream *);
-int cuda_feed_forward(struct device *, float *x, const struct feed_forward_weights *,
-                      const struct model_shape *, const struct batch *, struct stream *);
 int cuda_finish_layer(struct device *, float *x, const void *attended, const struct layer_end_weights *,
                       const struct model_shape *, const struct batch *, struct stream *);
+int cuda_warm_up(struct device *, const struct step_products *, struct stream *);
 /* kv_cache.cu */
 size_t cuda_kv_page_bytes(const struct device *, const struct model_shape *, int page_tokens);
 int cuda_kv_write(struct device *, const struct kv_cache *, int layer, const void *k, const void *v,
                   const struct batch *, struct stream *);
 int cuda_kv_copy_page(struct device *, const struct kv_cache *, int dst_page, int src_page,
                       struct stream *);
-/* What is left of project_qkv once qkv [rows, (heads + 2 kv_heads) * head_dim] BF16 is there (biases not yet added:
- * NULL data when there are none): bias, head norms, rotation, q to q [rows, heads * head_dim], k and v to the cache. */
-int cuda_qkv_finish(struct cuda_device *, void *q, const void *qkv, const struct qkv_weights *,
-                    const float *angles, const struct kv_cache *, int layer,
-                    const struct model_shape *, const struct batch *);
 /* attention_decode.cu (rows 0 .. n_decode - 1), attention_prefill.cu (the rest); cuda_attention calls both */
 int cuda_attention(struct device *, void *out, const void *q, const struct kv_cache *, int layer,
                    const struct model_shape *, const struct batch *, struct stream *);

@@ -189,3 +189,9 @@ cuda_silu_mul(struct device *dev, void *out, const void *gate, const void *up, i
                   cuda_of(dev)->stream, (__nv_bfloat16 *)out, (const __nv_bfloat16 *)gate,
                   (const __nv_bfloat16 *)up, count);
 }
+
+void
+cuda_elementwise_open(struct cuda_device *cuda)
+{
+    LOAD_KERNELS(cuda, embed_kernel);
+}

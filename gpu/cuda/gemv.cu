@@ -265,5 +265,6 @@ cuda_gemv_open(struct cuda_device *cuda)
     size_t bytes = shared_most(cuda);
     int result = allow<1, false>(bytes) | allow<1, true>(bytes) | allow<2, false>(bytes) | allow<2, true>(bytes);
 
+    LOAD_KERNELS(cuda, (gemv_kernel<1, false, GEMV_BF16>));
     return result ? -EIO : 0;
 }

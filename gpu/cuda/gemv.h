@@ -11,7 +11,8 @@ enum gemv_end {
     GEMV_BF16,  /* out [m, n] BF16 = product + bias */
     GEMV_F32,   /* out [m, n] F32 = product + bias */
     GEMV_ADD,   /* out [m, n] F32 += product + bias */
-    GEMV_SWIGLU /* w is gate [n, k], then up [n, k]: out [m, n] BF16 = silu(gate) * up */
+    GEMV_SWIGLU, /* w is gate [n, k], then up [n, k]: out [m, n] BF16 = silu(gate) * up */
+    GEMV_QKV     /* skinny alone: qkv_finish.h; out is not used */
 };
 
 struct gemv {

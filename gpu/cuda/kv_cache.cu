@@ -3,15 +3,8 @@
  * qkv_finish stands between the projections and attention of every layer: at one row its time is that
  * of its loads, one behind the other (row -> sequence -> page -> store), so everything that does not
  * hang on them is asked for first; at thousands of rows it is the bytes of qkv, read and written once. */
-#include "gpu/cuda/cuda_state.h"
 #include "gpu/cuda/mma.h"
-
-/* One layer of the cache. Offsets in elements. */
-struct kv_layer {
-    __nv_bfloat16 *data;
-    int64_t page_stride, v_offset;
-    int kv_heads, head_dim, page_tokens;
-};
+#include "gpu/cuda/qkv_finish.h"
 
 static struct kv_layer
 layer_of(const struct kv_cache *kv, int layer)
@@ -28,31 +21,6 @@ layer_of(const struct kv_cache *kv, int layer)
     return result;
 }
 
-/* Where k of head 0 of a row belongs; NULL for a padding row. */
-__device__ static __nv_bfloat16 *
-row_in_cache(const struct kv_layer *kv, const struct batch *batch, int row)
-{
-    int seq = batch->row_seq[row], position = batch->position[row];
-
-    if (seq < 0)
-        return NULL;
-    int page = position / kv->page_tokens;
-    return kv->data + batch->seq[seq].pages[page] * kv->page_stride +
-           (int64_t)(position - page * kv->page_tokens) * kv->head_dim;
-}
-
-struct qkv_args {
-    __nv_bfloat16 *q;
-    const __nv_bfloat16 *qkv;
-    const float *q_bias, *k_bias, *v_bias; /* NULL: none */
-    const float *q_norm, *k_norm;
-    const float *angles;
-    struct kv_layer kv;
-    struct batch batch;
-    int heads;
-    float eps;
-};
-
 enum { QKV_THREADS = 128 };
 
 __device__ static inline void
@@ -62,36 +30,6 @@ load_8_floats(float *out, const float *from)
 
     out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
     out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-}
-
-/* Of the heads of a row: q, then k, then v. */
-struct qkv_head {
-    bool is_v;
-    const float *bias; /* of the head; NULL: none */
-    __nv_bfloat16 *to; /* NULL: nowhere */
-};
-
-__device__ static inline struct qkv_head
-head_of(const struct qkv_args *a, __nv_bfloat16 *cache, int row, int head)
-{
-    int heads = a->heads, kv_heads = a->kv.kv_heads, dim = a->kv.head_dim;
-    int64_t in_page = (int64_t)a->kv.page_tokens * dim;
-    struct qkv_head h = {};
-
-    if (head < heads) {
-        h.bias = a->q_bias ? a->q_bias + head * dim : NULL;
-        h.to = a->q + ((int64_t)row * heads + head) * dim;
-    } else if (head < heads + kv_heads) {
-        head -= heads;
-        h.bias = a->k_bias ? a->k_bias + head * dim : NULL;
-        h.to = cache ? cache + head * in_page : NULL;
-    } else if (head < heads + 2 * kv_heads) {
-        head -= heads + kv_heads;
-        h.is_v = true;
-        h.bias = a->v_bias ? a->v_bias + head * dim : NULL;
-        h.to = cache ? cache + a->kv.v_offset + head * in_page : NULL;
-    }
-    return h;
 }
 
 /* A lane's part of a head: 8 elements of the first half, and the 8 they are rotated with. */
@@ -248,12 +186,12 @@ launch_finish(const struct qkv_args *a, cudaStream_t stream)
     return LAUNCH((qkv_finish<LANES, false>), grid, dim3(QKV_THREADS), 0, stream, *a);
 }
 
-int
-cuda_qkv_finish(struct cuda_device *dev, void *q, const void *qkv, const struct qkv_weights *w,
-                const float *angles, const struct kv_cache *kv, int layer,
-                const struct model_shape *shape, const struct batch *batch)
+struct qkv_args
+cuda_qkv_args(void *q, const void *qkv, const struct qkv_weights *w, const float *angles,
+              const struct kv_cache *kv, int layer, const struct model_shape *shape,
+              const struct batch *batch)
 {
-    struct qkv_args a = {
+    return {
         .q = (__nv_bfloat16 *)q,
         .qkv = (const __nv_bfloat16 *)qkv,
         .q_bias = (const float *)w->q_bias.data,
@@ -267,23 +205,28 @@ cuda_qkv_finish(struct cuda_device *dev, void *q, const void *qkv, const struct 
         .heads = shape->heads,
         .eps = shape->norm_eps,
     };
-    int all = shape->heads + 2 * shape->kv_heads;
+}
+
+int
+cuda_qkv_finish(struct cuda_device *dev, const struct qkv_args *a)
+{
+    int all = a->heads + 2 * a->kv.kv_heads;
 
     /* The fast kernel takes both norms or none. */
-    if (!a.q_norm == !a.k_norm)
-        switch (shape->head_dim) {
+    if (!a->q_norm == !a->k_norm)
+        switch (a->kv.head_dim) {
         case 32:
-            return launch_finish<2>(&a, dev->stream);
+            return launch_finish<2>(a, dev->stream);
         case 64:
-            return launch_finish<4>(&a, dev->stream);
+            return launch_finish<4>(a, dev->stream);
         case 128:
-            return launch_finish<8>(&a, dev->stream);
+            return launch_finish<8>(a, dev->stream);
         case 256:
-            return launch_finish<16>(&a, dev->stream);
+            return launch_finish<16>(a, dev->stream);
         }
-    dim3 grid((unsigned)batch->n_rows,
+    dim3 grid((unsigned)a->batch.n_rows,
               (unsigned)((all + QKV_THREADS / 32 - 1) / (QKV_THREADS / 32)));
-    return LAUNCH(qkv_finish_any, grid, dim3(QKV_THREADS), 0, dev->stream, a);
+    return LAUNCH(qkv_finish_any, grid, dim3(QKV_THREADS), 0, dev->stream, *a);
 }
 
 /* Elements of type T: VECTOR of the cache's each. */
@@ -367,4 +310,10 @@ cuda_kv_page_bytes(const struct device *dev, const struct model_shape *shape, in
     (void)dev;
     return (size_t)shape->layers * 2 * (size_t)shape->kv_heads * (size_t)shape->head_dim *
            (size_t)page_tokens * sizeof(__nv_bfloat16);
+}
+
+void
+cuda_kv_cache_open(struct cuda_device *cuda)
+{
+    LOAD_KERNELS(cuda, qkv_finish_any);
 }

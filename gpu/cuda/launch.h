@@ -4,7 +4,9 @@
  * start while this one runs, so every kernel calls dependency_wait() in every thread before it reads or
  * writes anything that an earlier kernel of the stream wrote or reads. Only loads of weights (which no
  * kernel writes) may come before it: they then overlap the kernel before, and fill the memory's time
- * between the two.
+ * between the two. And loads of what the step's first kernels leave (the arrays of the batch, angles), where a
+ * kernel between them and this one lets its successor in behind its own wait, as all do but skinny's: embedding,
+ * norms and attention.
  *
  * dependency_wait() lets the next kernel in once it has waited itself. dependency_launch() before it
  * does so earlier, which only pays for kernels that fill the machine evenly: blocks that come in
@@ -63,6 +65,11 @@ launch_kernel(bool dependent, void (*kernel)(Params...), dim3 grid, dim3 block, 
 /* LAUNCH(kernel, grid, block, shared bytes, stream, arguments...): 0 or -EIO. The kernel obeys the rule above. */
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \
     launch_kernel(true, kernel, grid, block, shared_bytes, stream, ##__VA_ARGS__)
+
+/* Puts every kernel of the file that this one is in on the device. Once per file, when the device is opened.
+ * How many; one that cannot be loaded, or with a driver before 12.5 none, is when it is first launched. */
+int cuda_load_kernels(const void *kernel);
+#define LOAD_KERNELS(cuda, kernel) ((cuda)->kernels += cuda_load_kernels((const void *)(kernel)))
 
 /* Once per kernel, when the device is opened: dynamic shared memory beyond 48 KiB. 0 or -EIO. */
 #define ALLOW_SHARED(kernel, bytes)                                                                \

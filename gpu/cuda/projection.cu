@@ -3,6 +3,7 @@
  * Matrices of a group lie one behind the other (bf16_matrices), so q, k and v are one product, and gate and up.
  * activations: the normalised rows, then what the widest product leaves. */
 #include "gpu/cuda/cuda_state.h"
+#include "gpu/cuda/qkv_finish.h"
 #include "gpu/cuda/skinny.h"
 
 enum { THREADS = 256 };
@@ -72,18 +73,17 @@ bias_f32_kernel(float *out, int64_t ld_out, const float *bias, int n)
 }
 
 static int
-add_bias(struct cuda_device *cuda, void *out, int64_t ld_out, bool f32, struct weight bias, int n,
-         int64_t rows)
+add_bias(struct cuda_device *cuda, const struct gemv *g)
 {
-    dim3 grid((unsigned)((n + THREADS - 1) / THREADS), (unsigned)rows);
+    dim3 grid((unsigned)((g->n + THREADS - 1) / THREADS), (unsigned)g->m);
 
-    if (!bias.data)
+    if (!g->bias)
         return 0;
-    if (f32)
-        return LAUNCH(bias_f32_kernel, grid, THREADS, 0, cuda->stream, (float *)out, ld_out,
-                      (const float *)bias.data, n);
-    return LAUNCH(bias_bf16_kernel, grid, THREADS, 0, cuda->stream, (__nv_bfloat16 *)out, ld_out,
-                  (const float *)bias.data, n);
+    if (g->end != GEMV_BF16)
+        return LAUNCH(bias_f32_kernel, grid, THREADS, 0, cuda->stream, (float *)g->out, g->ld_out,
+                      g->bias, g->n);
+    return LAUNCH(bias_bf16_kernel, grid, THREADS, 0, cuda->stream, (__nv_bfloat16 *)g->out,
+                  g->ld_out, g->bias, g->n);
 }
 
 /* A product of few rows, already normalised if that is wanted; 1: not few, or another shape. */
@@ -95,6 +95,19 @@ multiply_few(struct cuda_device *cuda, const struct gemv *g)
     return cuda_gemv_fits(cuda, g->m, g->k) ? cuda_gemv(cuda, g) : 1;
 }
 
+/* Any product but SwiGLU, of any number of rows, already normalised. */
+static int
+multiply(struct cuda_device *cuda, const struct gemv *g)
+{
+    int result = multiply_few(cuda, g);
+
+    if (result <= 0)
+        return result;
+    result = cuda_gemm(cuda, g->out, g->ld_out, g->end != GEMV_BF16, g->end == GEMV_ADD, g->x, g->w,
+                       g->m, g->n, g->k);
+    return result < 0 ? result : add_bias(cuda, g);
+}
+
 /* Whether gemv is the one, which normalises and picks rows on the way. */
 static bool
 for_gemv(const struct cuda_device *cuda, const struct gemv *g)
@@ -102,27 +115,28 @@ for_gemv(const struct cuda_device *cuda, const struct gemv *g)
     return cuda_gemv_fits(cuda, g->m, g->k) && !cuda_skinny_fits(cuda, g);
 }
 
+static struct gemv
+plain_product(void *out, const void *x, struct weight w, struct weight bias, bool accumulate,
+              int n_rows)
+{
+    return {.end = accumulate ? GEMV_ADD : GEMV_BF16,
+            .out = out,
+            .ld_out = w.rows,
+            .x = x,
+            .w = w.data,
+            .bias = (const float *)bias.data,
+            .m = n_rows,
+            .n = w.rows,
+            .k = w.cols};
+}
+
 int
 cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struct weight bias,
             bool accumulate, const struct batch *b, struct stream *stream)
 {
-    struct cuda_device *cuda = cuda_of(dev);
-    struct gemv g = {.end = accumulate ? GEMV_ADD : GEMV_BF16,
-                     .out = out,
-                     .ld_out = w.rows,
-                     .x = x,
-                     .w = w.data,
-                     .bias = (const float *)bias.data,
-                     .m = b->n_rows,
-                     .n = w.rows,
-                     .k = w.cols};
-    int result = multiply_few(cuda, &g);
+    struct gemv g = plain_product(out, x, w, bias, accumulate, b->n_rows);
 
-    if (result <= 0)
-        return result;
-    result =
-        cuda_gemm(cuda, out, w.rows, accumulate, accumulate, x, w.data, b->n_rows, w.rows, w.cols);
-    return result < 0 ? result : add_bias(cuda, out, w.rows, accumulate, bias, w.rows, b->n_rows);
+    return multiply(cuda_of(dev), &g);
 }
 
 int
@@ -177,9 +191,7 @@ cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *r
         return result;
     g.x = rows;
     g.row = NULL;
-    result = multiply_few(cuda, &g);
-    return result > 0 ? cuda_gemm(cuda, out, w.rows, true, false, rows, w.data, n, w.rows, w.cols)
-                      : result;
+    return multiply(cuda, &g);
 }
 
 /* Whether b lies behind a, so that both are one matrix. */
@@ -211,43 +223,111 @@ products(struct cuda_device *cuda, __nv_bfloat16 *out, int64_t ld_out, const __n
     return result;
 }
 
+size_t
+cuda_squares_bytes(const struct cuda_device *cuda)
+{
+    return cuda->encode_tensor_map ? sizeof(float) * SKINNY_MOST_ROWS * SKINNY_MOST_SQUARES : 0;
+}
+
+/* x [rows, w.rows] += in w^T + bias. Where few rows allow it, the norm that comes next, if one does, is begun on the
+ * way: what begin_norm finds. */
+static int
+add_product(struct cuda_device *cuda, float *x, const void *in, struct weight w, struct weight bias,
+            struct weight next_norm, int n_rows)
+{
+    struct gemv g = plain_product(x, in, w, bias, true, n_rows);
+
+    cuda->carried_norm = NULL;
+    if (!next_norm.data || !cuda_skinny_fits(cuda, &g))
+        return multiply(cuda, &g);
+    g.carried = normalised(cuda);
+    g.carried_norm = (const float *)next_norm.data;
+    g.squares = cuda->squares;
+    g.n_squares = cuda_skinny_squares(cuda, &g);
+    if (g.n_squares == 0) {
+        g.carried = NULL;
+        g.squares = NULL;
+    } else {
+        cuda->carried_norm = next_norm.data;
+        cuda->n_squares = g.n_squares;
+    }
+    return cuda_skinny(cuda, &g);
+}
+
+/* g->x = x [rows, k], normalised, or as good as that for this product. */
+static int
+begin_norm(struct cuda_device *cuda, struct gemv *g, const float *x, struct weight norm)
+{
+    bool carried = cuda->carried_norm == norm.data;
+
+    cuda->carried_norm = NULL;
+    g->norm = NULL;
+    g->x = normalised(cuda);
+    if (carried && cuda_skinny_fits(cuda, g)) {
+        g->squares = cuda->squares;
+        g->n_squares = cuda->n_squares;
+        g->eps = cuda->shape.norm_eps;
+        return 0;
+    }
+    return cuda_rms_norm(&cuda->device, normalised(cuda), x, norm, g->m, g->k, cuda->shape.norm_eps,
+                         NULL);
+}
+
+static bool
+qkv_whole(const struct qkv_weights *w)
+{
+    return follows(w->q, w->k) && follows(w->k, w->v);
+}
+
+/* q, k and v side by side, as one product. */
+static struct gemv
+qkv_product(__nv_bfloat16 *out, const void *x, const struct qkv_weights *w, int n_rows)
+{
+    int columns = w->q.rows + w->k.rows + w->v.rows;
+
+    return {.end = GEMV_BF16,
+            .out = out,
+            .ld_out = columns,
+            .x = x,
+            .w = w->q.data,
+            .m = n_rows,
+            .n = columns,
+            .k = w->q.cols};
+}
+
+/* g: qkv_product, with x normalised. */
+static int
+multiply_qkv(struct cuda_device *cuda, const struct gemv *g, const struct qkv_weights *w)
+{
+    const struct weight parts[3] = {w->q, w->k, w->v};
+
+    return qkv_whole(w) ? multiply(cuda, g)
+                        : products(cuda, (__nv_bfloat16 *)g->out, g->n,
+                                   (const __nv_bfloat16 *)g->x, parts, 3, g->m);
+}
+
 int
 cuda_project_qkv(struct device *dev, void *q, const float *x, const struct qkv_weights *w,
                  const float *angles, const struct kv_cache *kv, int layer,
                  const struct model_shape *s, const struct batch *b, struct stream *stream)
 {
     struct cuda_device *cuda = cuda_of(dev);
-    const struct weight parts[3] = {w->q, w->k, w->v};
-    int columns = w->q.rows + w->k.rows + w->v.rows, result;
-    __nv_bfloat16 *h = normalised(cuda), *out = wide(cuda);
+    struct gemv g = qkv_product(wide(cuda), x, w, b->n_rows);
+    struct qkv_args args = cuda_qkv_args(q, g.out, w, angles, kv, layer, s, b);
+    int result;
 
-    bool whole = follows(w->q, w->k) && follows(w->k, w->v), ahead = cuda->qkv_ahead == w->q.data;
-    struct gemv g = {.end = GEMV_BF16,
-                     .out = out,
-                     .ld_out = columns,
-                     .x = x,
-                     .norm = (const float *)w->norm.data,
-                     .eps = s->norm_eps,
-                     .w = w->q.data,
-                     .m = b->n_rows,
-                     .n = columns,
-                     .k = s->hidden};
-
-    cuda->qkv_ahead = NULL;
-    if (ahead) {
-        result = 0;
-    } else if (whole && for_gemv(cuda, &g)) {
+    g.norm = (const float *)w->norm.data;
+    g.eps = s->norm_eps;
+    if (qkv_whole(w) && for_gemv(cuda, &g)) {
         result = cuda_gemv(cuda, &g);
     } else {
-        result = cuda_rms_norm(dev, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, stream);
-        g.x = h;
-        g.norm = NULL;
+        result = begin_norm(cuda, &g, x, w->norm);
+        if (result >= 0 && qkv_whole(w) && cuda_skinny_qkv_fits(cuda, &g, &args))
+            return cuda_skinny_qkv(cuda, &g, &args);
         if (result >= 0)
-            result = whole ? multiply_few(cuda, &g) : 1;
-        if (result > 0)
-            result = products(cuda, out, columns, h, parts, 3, b->n_rows);
+            result = multiply_qkv(cuda, &g, w);
     }
-    return result < 0 ? result : cuda_qkv_finish(cuda, q, out, w, angles, kv, layer, s, b);
+    return result < 0 ? result : cuda_qkv_finish(cuda, &args);
 }
 
 /* gate_up [rows, 2 n], biases [n] or NULL: out [rows, n]. */
@@ -312,51 +392,17 @@ gate_and_up(struct cuda_device *cuda, __nv_bfloat16 *out, __nv_bfloat16 *both, c
 
     if (whole && for_gemv(cuda, &g))
         return cuda_gemv(cuda, &g);
-    __nv_bfloat16 *h = normalised(cuda);
-    int result =
-        cuda_rms_norm(&cuda->device, h, x, w->norm, b->n_rows, s->hidden, s->norm_eps, NULL);
-    g.x = h;
-    g.norm = NULL;
+    int result = begin_norm(cuda, &g, x, w->norm);
     if (result >= 0)
         result = whole ? multiply_few(cuda, &g) : 1;
     if (result <= 0)
         return result;
-    result = products(cuda, both, 2 * (int64_t)n, h, parts, 2, b->n_rows);
+    result = products(cuda, both, 2 * (int64_t)n, (const __nv_bfloat16 *)g.x, parts, 2, b->n_rows);
     if (result < 0)
         return result;
     unsigned blocks = (unsigned)((n / 8 + THREADS - 1) / THREADS);
     dim3 grid(blocks > 0 ? blocks : 1, (unsigned)b->n_rows);
     return LAUNCH(swiglu_kernel, grid, THREADS, 0, cuda->stream, out, both, gate_bias, up_bias, n);
-}
-
-int
-cuda_feed_forward(struct device *dev, float *x, const struct feed_forward_weights *w,
-                  const struct model_shape *s, const struct batch *b, struct stream *stream)
-{
-    struct cuda_device *cuda = cuda_of(dev);
-    __nv_bfloat16 *both = wide(cuda);
-    __nv_bfloat16 *gated = both + align256((size_t)cuda->limits.max_rows * widest(s) * 2) / 2;
-    int result = gate_and_up(cuda, gated, both, x, w, s, b);
-
-    return result < 0 ? result : cuda_matmul(dev, x, gated, w->down, w->down_bias, true, b, stream);
-}
-
-size_t
-cuda_squares_bytes(const struct cuda_device *cuda)
-{
-    return cuda->encode_tensor_map ? sizeof(float) * SKINNY_MOST_ROWS * SKINNY_MOST_SQUARES : 0;
-}
-
-/* The product `to` begins with the norm of the residual stream that `from` leaves: without a kernel between them. */
-static bool
-carry(struct cuda_device *cuda, struct gemv *from, struct gemv *to, struct weight norm)
-{
-    from->carried = normalised(cuda);
-    from->carried_norm = (const float *)norm.data;
-    from->squares = to->squares = cuda->squares;
-    from->n_squares = to->n_squares = cuda_skinny_squares(cuda, from);
-    to->x = from->carried;
-    return from->n_squares > 0 && cuda_skinny_fits(cuda, to);
 }
 
 int
@@ -366,60 +412,71 @@ cuda_finish_layer(struct device *dev, float *x, const void *attended,
 {
     struct cuda_device *cuda = cuda_of(dev);
     const struct feed_forward_weights *f = &w->feed_forward;
-    const struct qkv_weights *next = w->next;
     __nv_bfloat16 *both = wide(cuda);
     __nv_bfloat16 *gated = both + align256((size_t)cuda->limits.max_rows * widest(s) * 2) / 2;
-    int m = b->n_rows;
-    struct gemv o = {.end = GEMV_ADD,
-                     .out = x,
-                     .ld_out = s->hidden,
-                     .x = attended,
-                     .w = w->o.data,
-                     .bias = (const float *)w->o_bias.data,
-                     .m = m,
-                     .n = s->hidden,
-                     .k = w->o.cols};
-    struct gemv gate_up = {.end = GEMV_SWIGLU,
-                           .out = gated,
-                           .ld_out = s->intermediate,
-                           .eps = s->norm_eps,
-                           .w = f->gate.data,
-                           .bias = (const float *)f->gate_bias.data,
-                           .bias_up = (const float *)f->up_bias.data,
-                           .m = m,
-                           .n = s->intermediate,
-                           .k = s->hidden};
-    struct gemv down = {.end = GEMV_ADD,
-                        .out = x,
-                        .ld_out = s->hidden,
-                        .x = gated,
-                        .w = f->down.data,
-                        .bias = (const float *)f->down_bias.data,
-                        .m = m,
-                        .n = s->hidden,
-                        .k = s->intermediate};
-    struct gemv qkv = {.end = GEMV_BF16, .out = both, .eps = s->norm_eps, .m = m, .k = s->hidden};
+    int result = add_product(cuda, x, attended, w->o, w->o_bias, f->norm, b->n_rows);
 
-    if (!follows(f->gate, f->up) || !cuda_skinny_fits(cuda, &down) ||
-        !carry(cuda, &o, &gate_up, f->norm))
-        return 1;
-    if (next && follows(next->q, next->k) && follows(next->k, next->v)) {
-        qkv.w = next->q.data;
-        qkv.ld_out = qkv.n = next->q.rows + next->k.rows + next->v.rows;
-    }
-    bool ahead = qkv.n > 0 && carry(cuda, &down, &qkv, next->norm);
-    if (!ahead)
-        down.carried = NULL;
-    int result = cuda_skinny(cuda, &o);
-    if (result == 0)
-        result = cuda_skinny(cuda, &gate_up);
-    if (result == 0)
-        result = cuda_skinny(cuda, &down);
-    if (result == 0 && ahead) {
-        result = cuda_skinny(cuda, &qkv);
-        cuda->qkv_ahead = next->q.data;
-    }
+    if (result >= 0)
+        result = gate_and_up(cuda, gated, both, x, f, s, b);
+    if (result >= 0)
+        result = add_product(cuda, x, gated, f->down, f->down_bias, w->next_norm, b->n_rows);
     return result;
+}
+
+/* The products of a step of so many rows, each by whatever takes it there. */
+static int
+warm_up_rows(struct cuda_device *cuda, const struct step_products *p, int n_rows)
+{
+    struct device *dev = &cuda->device;
+    const struct batch b = {.n_rows = n_rows};
+    const struct layer_end_weights end = {.o = p->o, .feed_forward = p->feed_forward};
+    struct gemv qkv = qkv_product(wide(cuda), normalised(cuda), &p->qkv, n_rows);
+    int result = multiply_qkv(cuda, &qkv, &p->qkv);
+
+    if (result >= 0)
+        result = cuda_finish_layer(dev, p->x, p->attended, &end, &cuda->shape, &b, NULL);
+    if (result >= 0 && p->engram[0].w.data)
+        result = cuda_matmul_group(dev, p->engram, 2, p->rows, &b, NULL);
+    return result;
+}
+
+static int
+warm_up_head(struct cuda_device *cuda, const struct step_products *p, int n_rows)
+{
+    struct gemv g = {.end = GEMV_F32,
+                     .out = p->logits,
+                     .ld_out = p->head.rows,
+                     .x = normalised(cuda),
+                     .w = p->head.data,
+                     .m = n_rows,
+                     .n = p->head.rows,
+                     .k = p->head.cols};
+
+    return multiply(cuda, &g);
+}
+
+/* Every bucket once. Their sizes grow with the number of rows, so that there are few: a model of 8 G parameters and
+ * steps of 8,192 rows do 50 TFLOP. */
+int
+cuda_warm_up(struct device *dev, const struct step_products *p, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    int max_rows = cuda->limits.max_rows, result = cuda_launch_status(cudaSetDevice(cuda->ordinal));
+    int64_t most = max_rows > p->logit_rows ? max_rows : p->logit_rows;
+    uint64_t before = cuda->plans_made;
+
+    for (int64_t done = 0; done < most && result >= 0;) {
+        int64_t m = cuda_gemm_bucket(done + 1);
+
+        if (done < max_rows)
+            result = warm_up_rows(cuda, p, (int)(m < max_rows ? m : max_rows));
+        if (result >= 0 && done < p->logit_rows)
+            result = warm_up_head(cuda, p, (int)(m < p->logit_rows ? m : p->logit_rows));
+        done = m;
+    }
+    if (result >= 0)
+        result = cuda_launch_status(cudaStreamSynchronize(cuda->stream));
+    return result < 0 ? result : (int)(cuda->plans_made - before);
 }
 
 int

@@ -566,11 +566,11 @@ cuda_sample_bytes(const struct model_shape *shape, const struct device_limits *l
 int
 cuda_sample_open(struct cuda_device *dev)
 {
-    (void)dev;
     /* Parts of a row: 64 KiB for the largest vocabulary there may be. */
     size_t bytes = chunks_of(1 << 24) * sizeof(struct sample_part);
     int result = ALLOW_SHARED(sample_scan<SCAN_GREEDY>, bytes);
 
+    LOAD_KERNELS(dev, sample_scan<SCAN_GREEDY>);
     if (result >= 0)
         result = ALLOW_SHARED(sample_scan<SCAN_RAW>, bytes);
     if (result >= 0)

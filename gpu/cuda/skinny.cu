@@ -22,11 +22,12 @@ enum {
     WARP_ROWS = 16,
     GROUP_WARPS = 4, /* of a warpgroup */
     MOST_WARPS = 12,
-    OTHER_WARPS = 2, /* one brings, one finds the rows' factors */
     MOST_STAGES = 16,
     MOST_SPLITS = 4,
     SHARED_BYTES = 208 << 10,
     ALIGN_BYTES = 1024, /* of a stage */
+    HEAD = 128,
+    HEAD_WARPS = HEAD / WARP_ROWS,
 };
 
 struct skinny_args {
@@ -34,6 +35,7 @@ struct skinny_args {
     int splits; /* blocks of a cluster */
     int stages;
     CUtensorMap w, x;
+    struct qkv_args qkv; /* GEMV_QKV */
 };
 
 /* Four columns of the residual stream; with `carried` also what the product behind takes: then `quads` neighbouring
@@ -72,30 +74,52 @@ add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
         a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
 }
 
-/* The factors of rows whose norm is still to be taken, else 1. One warp. */
+/* The factors of rows whose norm is still to be taken, else 1: 4 lanes a row. All loads are under way together, since
+ * behind the ring's copies one takes as long as the memory needs for all of these. Summing warps. */
 template <int NT>
 __device__ static inline void
-find_factors(const struct gemv &a, float *factor, int lane)
+find_factors(const struct gemv &a, float *factor, int warp, int warps, int lane)
 {
-    enum { ROWS = 8 }; /* asked for together */
     bool wanted = a.squares && !a.carried;
 
-    for (int first = 0; first < NT * 8; first += ROWS) {
-        float sum[ROWS] = {};
+    for (int first = warp * 8; first < NT * 8; first += warps * 8) {
+        int row = first + lane / 4;
+        float v[SKINNY_MOST_SQUARES / 4], sum = 0;
 
 #pragma unroll
-        for (int i = 0; i < SKINNY_MOST_SQUARES; i += 32)
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-                if (wanted && first + r < a.m && i + lane < a.n_squares)
-                    sum[r] += a.squares[(first + r) * a.n_squares + i + lane];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            float all = warp_sum(sum[r]);
-            if (lane == 0)
-                factor[first + r] = wanted ? rsqrtf(all / (float)a.k + a.eps) : 1.0f;
+        for (int i = 0; i < SKINNY_MOST_SQUARES / 4; i++) {
+            int at = i * 4 + lane % 4;
+            v[i] = wanted && row < a.m && at < a.n_squares ? a.squares[row * a.n_squares + at] : 0.0f;
         }
+#pragma unroll
+        for (int i = 0; i < SKINNY_MOST_SQUARES / 4; i++)
+            sum += v[i];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (lane % 4 == 0)
+            factor[row] = wanted ? rsqrtf(sum / (float)a.k + a.eps) : 1.0f;
     }
+}
+
+/* What the blocks of the cluster have at this place, added in rising order. */
+__device__ static inline float4
+sum_of_cluster(shared_address at, int splits)
+{
+    float4 v[MOST_SPLITS];
+
+#pragma unroll
+    for (int s = 0; s < MOST_SPLITS; s++)
+        if (s < splits)
+            v[s] = load_cluster_16(at, s);
+#pragma unroll
+    for (int s = 1; s < MOST_SPLITS; s++)
+        if (s < splits) {
+            v[0].x += v[s].x;
+            v[0].y += v[s].y;
+            v[0].z += v[s].z;
+            v[0].w += v[s].w;
+        }
+    return v[0];
 }
 
 /* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. */
@@ -120,30 +144,97 @@ add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *fa
     for (int i = (int)threadIdx.x; i < a.m * quads; i += (int)blockDim.x) {
         int row = i / quads, column = (rank * quads + i - row * quads) * 4;
         shared_address at = shared_address_of(part + row * stride + column);
-        float4 v[MOST_SPLITS];
+        float4 v = sum_of_cluster(at, splits);
 
-#pragma unroll
-        for (int s = 0; s < MOST_SPLITS; s++)
-            if (s < splits)
-                v[s] = load_cluster_16(at, s);
-#pragma unroll
-        for (int s = 1; s < MOST_SPLITS; s++)
-            if (s < splits) {
-                v[0].x += v[s].x;
-                v[0].y += v[s].y;
-                v[0].z += v[s].z;
-                v[0].w += v[s].w;
-            }
         column += tile * tile_rows;
         if (END == GEMV_ADD) {
-            add_to_stream(a, row, column, v[0], quads);
+            add_to_stream(a, row, column, v, quads);
             continue;
         }
         float f = factor[row];
-        put_product<END, true>(a, row, column, v[0].x * f, 0);
-        put_product<END, true>(a, row, column + 1, v[0].y * f, 0);
-        put_product<END, true>(a, row, column + 2, v[0].z * f, 0);
-        put_product<END, true>(a, row, column + 3, v[0].w * f, 0);
+        put_product<END, true>(a, row, column, v.x * f, 0);
+        put_product<END, true>(a, row, column + 1, v.y * f, 0);
+        put_product<END, true>(a, row, column + 2, v.z * f, 0);
+        put_product<END, true>(a, row, column + 3, v.w * f, 0);
+    }
+    cluster_barrier(); /* the others may still read what is here */
+}
+
+/* Four neighbouring elements of a head of 128, a lane's: bias, norm, rotation. */
+__device__ static inline float4
+finish_head(const struct qkv_args &a, const struct qkv_head &h, const float *norm, float4 v,
+            float4 cosine, float4 sine, int lane)
+{
+    if (h.bias) {
+        float4 bias = *(const float4 *)(h.bias + lane * 4);
+        v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
+    }
+    if (h.is_v)
+        return v;
+    if (norm) {
+        float4 weight = *(const float4 *)(norm + lane * 4);
+        float squares = warp_sum(v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w);
+        float factor = rsqrtf(squares / HEAD + a.eps);
+
+        v = make_float4(v.x * factor * weight.x, v.y * factor * weight.y, v.z * factor * weight.z,
+                        v.w * factor * weight.w);
+    }
+    float sign = lane < 16 ? -1.0f : 1.0f; /* the other half of a pair is 16 lanes away */
+    float4 other = make_float4(
+        __shfl_xor_sync(0xffffffffu, v.x, 16), __shfl_xor_sync(0xffffffffu, v.y, 16),
+        __shfl_xor_sync(0xffffffffu, v.z, 16), __shfl_xor_sync(0xffffffffu, v.w, 16));
+    return make_float4(v.x * cosine.x + sign * other.x * sine.x,
+                       v.y * cosine.y + sign * other.y * sine.y,
+                       v.z * cosine.z + sign * other.z * sine.z,
+                       v.w * cosine.w + sign * other.w * sine.w);
+}
+
+/* GEMV_QKV: the sums of a head, `tile`. Rows are dealt to the blocks of the cluster and their warps. place: where k of
+ * head 0 of a row belongs. All threads. */
+template <int NT>
+__device__ static void
+add_up_head(const struct skinny_args &args, const float (*sum)[4], float *part, const float *factor,
+            __nv_bfloat16 *const *place, int rank, int head)
+{
+    enum { STRIDE = HEAD + 4, ALL_WARPS = HEAD_WARPS + 1, ROWS = NT * 4 / ALL_WARPS + 1 };
+    const struct qkv_args &a = args.qkv;
+    int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, splits = args.splits;
+    const float *norm = head < a.heads ? a.q_norm : a.k_norm;
+    float4 cosine[ROWS], sine[ROWS];
+
+    __syncthreads(); /* nobody reads the ring any more, whose place this is */
+    if (warp < HEAD_WARPS)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                part[(j * 8 + lane % 4 * 2 + e % 2) * STRIDE + warp * WARP_ROWS + lane / 4 +
+                     e / 2 * 8] = sum[j][e];
+    /* Asked for before the others are waited for. */
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        int row = (i * ALL_WARPS + warp) * splits + rank;
+
+        if (row < args.g.m) {
+            const float *angles = a.angles + row * HEAD + lane % 16 * 4;
+            cosine[i] = *(const float4 *)angles;
+            sine[i] = *(const float4 *)(angles + HEAD / 2);
+        }
+    }
+    cluster_barrier();
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) {
+        int row = (i * ALL_WARPS + warp) * splits + rank;
+
+        if (row >= args.g.m)
+            break;
+        struct qkv_head h = head_of(&a, place[row], row, head);
+        float4 v = sum_of_cluster(shared_address_of(part + row * STRIDE + lane * 4), splits);
+        float f = factor[row];
+        v = finish_head(a, h, norm, make_float4(v.x * f, v.y * f, v.z * f, v.w * f), cosine[i],
+                        sine[i], lane);
+        if (h.to)
+            *(uint2 *)(h.to + lane * 4) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
     }
     cluster_barrier(); /* the others may still read what is here */
 }
@@ -204,17 +295,18 @@ bring(const struct skinny_args &args, struct work work, shared_address ring, sha
 
 template <int NT, int END>
 __global__ static void
-__launch_bounds__((MOST_WARPS + OTHER_WARPS) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
+__launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
 {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     enum { TWO = END == GEMV_SWIGLU };
     DYNAMIC_SHARED(char, shared);
     __shared__ uint64_t counters[2 * MOST_STAGES];
     __shared__ float factor[NT * 8];
+    __shared__ __nv_bfloat16 *place[END == GEMV_QKV ? NT * 8 : 1];
     const struct gemv &a = args.g;
     int lane = (int)threadIdx.x % 32;
     int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0); /* which the compiler sees is one */
-    int warps = (int)blockDim.x / 32 - OTHER_WARPS, splits = args.splits, tile_rows = warps * WARP_ROWS;
+    int warps = (int)blockDim.x / 32 - 1, splits = args.splits, tile_rows = warps * WARP_ROWS;
     int rank = (int)blockIdx.x % splits, columns = warps * (TWO ? 8 : 16);
     int tiles = (a.n + columns - 1) / columns, steps = a.k / STEP;
     struct work work = {(int)blockIdx.x / splits, (int)gridDim.x / splits, steps * rank / splits,
@@ -239,17 +331,16 @@ __launch_bounds__((MOST_WARPS + OTHER_WARPS) * 32) skinny_kernel(const __grid_co
         if (lane == 0)
             bring<NT, TWO>(args, work, ring, full, empty, tile_rows);
         __syncwarp();
-    } else if (warp > warps) {
-        dependency_wait();
-        find_factors<NT>(a, factor, lane);
-        if (splits == 1)
-            asm volatile("bar.arrive 1, %0;" ::"r"((warps + 1) * 32) : "memory");
     } else {
         uint32_t stage_bytes = (uint32_t)(tile_rows + NT * 8) * ROW_BYTES, parity = 0;
         uint32_t group = (uint32_t)(warp / GROUP_WARPS * GROUP_WARPS * WARP_ROWS * ROW_BYTES);
         int stage = 0, tile = work.tile;
 
+        /* Of the step's beginning, which is over: see launch.h. */
+        if (END == GEMV_QKV && (int)threadIdx.x < a.m)
+            place[threadIdx.x] = row_in_cache(&args.qkv.kv, &args.qkv.batch, (int)threadIdx.x);
         dependency_wait();
+        find_factors<NT>(a, factor, warp, warps, lane);
         for (; tile < tiles; tile += work.tile_stride) {
             int before = stage;
 
@@ -278,7 +369,7 @@ __launch_bounds__((MOST_WARPS + OTHER_WARPS) * 32) skinny_kernel(const __grid_co
             if (splits > 1)
                 break; /* its one tile */
             if (tile == work.tile) /* the factors are there */
-                asm volatile("bar.sync 1, %0;" ::"r"((warps + 1) * 32) : "memory");
+                asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory");
             int column = (tile * warps + warp) * (TWO ? 8 : 16) + lane / 4;
 #pragma unroll
             for (int j = 0; j < NT; j++)
@@ -294,7 +385,9 @@ __launch_bounds__((MOST_WARPS + OTHER_WARPS) * 32) skinny_kernel(const __grid_co
                 }
         }
     }
-    if (!TWO && END != GEMV_F32 && splits > 1)
+    if (END == GEMV_QKV)
+        add_up_head<NT>(args, sum, (float *)shared, factor, place, rank, work.tile);
+    else if (!TWO && END != GEMV_F32 && splits > 1)
         add_up<NT, END>(a, sum, (float *)shared, factor, splits, rank, work.tile, warps);
 #endif
 }
@@ -330,6 +423,8 @@ choose_cut(const struct cuda_device *cuda, const struct gemv *a)
                            (a->k / splits + STEP);
 
             if (turns == 0 || (splits > 1 && (turns > 1 || a->k / splits < 512)))
+                continue;
+            if (a->end == GEMV_QKV && (splits == 1 || warps != HEAD_WARPS))
                 continue;
             if (a->carried && (splits == 1 || warps == MOST_WARPS ||
                                tiles * splits > SKINNY_MOST_SQUARES))
@@ -372,7 +467,7 @@ map_rows(const struct cuda_device *cuda, CUtensorMap *ret_map, const void *at, i
 
 template <int NT, int END>
 static int
-launch(struct cuda_device *cuda, const struct gemv *a)
+launch(struct cuda_device *cuda, const struct gemv *a, const struct qkv_args *qkv)
 {
     struct cut cut = choose_cut(cuda, a);
     int rows = cut.warps * WARP_ROWS, stage = (rows + NT * 8) * ROW_BYTES;
@@ -381,6 +476,8 @@ launch(struct cuda_device *cuda, const struct gemv *a)
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[2] = {};
 
+    if (qkv)
+        args.qkv = *qkv;
     if (!map_rows(cuda, &args.w, a->w, a->n, a->k, rows, a->end == GEMV_SWIGLU) ||
         !map_rows(cuda, &args.x, a->x, a->m, a->k, NT * 8, false))
         return -EIO;
@@ -390,7 +487,7 @@ launch(struct cuda_device *cuda, const struct gemv *a)
     attribute[1].val.clusterDim.x = (unsigned)cut.splits;
     attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
     config.gridDim = (unsigned)cut.blocks;
-    config.blockDim = (unsigned)(cut.warps + OTHER_WARPS) * 32;
+    config.blockDim = (unsigned)(cut.warps + 1) * 32;
     config.dynamicSmemBytes = SHARED_BYTES;
     config.stream = cuda->stream;
     config.attrs = attribute;
@@ -400,27 +497,55 @@ launch(struct cuda_device *cuda, const struct gemv *a)
 
 template <int NT>
 static int
-launch_end(struct cuda_device *cuda, const struct gemv *a)
+launch_end(struct cuda_device *cuda, const struct gemv *a, const struct qkv_args *qkv)
 {
     switch (a->end) {
     case GEMV_BF16:
-        return launch<NT, GEMV_BF16>(cuda, a);
+        return launch<NT, GEMV_BF16>(cuda, a, qkv);
     case GEMV_F32:
-        return launch<NT, GEMV_F32>(cuda, a);
+        return launch<NT, GEMV_F32>(cuda, a, qkv);
     case GEMV_ADD:
-        return launch<NT, GEMV_ADD>(cuda, a);
+        return launch<NT, GEMV_ADD>(cuda, a, qkv);
+    case GEMV_SWIGLU:
+        return launch<NT, GEMV_SWIGLU>(cuda, a, qkv);
     default:
-        return launch<NT, GEMV_SWIGLU>(cuda, a);
+        return launch<NT, GEMV_QKV>(cuda, a, qkv);
     }
+}
+
+static int
+launch_rows(struct cuda_device *cuda, const struct gemv *a, const struct qkv_args *qkv)
+{
+    return a->m <= 8    ? launch_end<1>(cuda, a, qkv)
+           : a->m <= 16 ? launch_end<2>(cuda, a, qkv)
+           : a->m <= 32 ? launch_end<4>(cuda, a, qkv)
+                        : launch_end<8>(cuda, a, qkv);
 }
 
 int
 cuda_skinny(struct cuda_device *cuda, const struct gemv *a)
 {
-    return a->m <= 8    ? launch_end<1>(cuda, a)
-           : a->m <= 16 ? launch_end<2>(cuda, a)
-           : a->m <= 32 ? launch_end<4>(cuda, a)
-                        : launch_end<8>(cuda, a);
+    return launch_rows(cuda, a, NULL);
+}
+
+bool
+cuda_skinny_qkv_fits(const struct cuda_device *cuda, const struct gemv *a,
+                     const struct qkv_args *qkv)
+{
+    struct gemv g = *a;
+
+    g.end = GEMV_QKV;
+    return qkv->kv.head_dim == HEAD && cuda_skinny_fits(cuda, &g) &&
+           choose_cut(cuda, &g).blocks > 0;
+}
+
+int
+cuda_skinny_qkv(struct cuda_device *cuda, const struct gemv *a, const struct qkv_args *qkv)
+{
+    struct gemv g = *a;
+
+    g.end = GEMV_QKV;
+    return launch_rows(cuda, &g, qkv);
 }
 
 template <int NT>
@@ -429,6 +554,7 @@ allow(void)
 {
     int result = ALLOW_SHARED((skinny_kernel<NT, GEMV_BF16>), SHARED_BYTES);
 
+    result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_QKV>), SHARED_BYTES);
     result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_F32>), SHARED_BYTES);
     result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_ADD>), SHARED_BYTES);
     result |= ALLOW_SHARED((skinny_kernel<NT, GEMV_SWIGLU>), SHARED_BYTES);
@@ -446,7 +572,7 @@ count_clusters(int splits, int *ret_count)
     attribute.val.clusterDim.x = (unsigned)splits;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     config.gridDim = (unsigned)splits;
-    config.blockDim = (MOST_WARPS + OTHER_WARPS) * 32;
+    config.blockDim = (MOST_WARPS + 1) * 32;
     config.dynamicSmemBytes = SHARED_BYTES;
     config.attrs = &attribute;
     config.numAttrs = 1;
@@ -462,6 +588,7 @@ cuda_skinny_open(struct cuda_device *cuda)
 
     if (cuda->compute_capability / 10 != 9 || cuda->block_shared_bytes < SHARED_BYTES)
         return 0;
+    LOAD_KERNELS(cuda, (skinny_kernel<1, GEMV_BF16>));
     int result = allow<1>() | allow<2>() | allow<4>() | allow<8>();
     for (int i = 0; i < 2 && !result; i++)
         result = count_clusters(2 << i, &cuda->clusters[i]);

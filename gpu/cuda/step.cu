@@ -332,6 +332,12 @@ cuda_reserve(struct device *dev, const struct model_shape *shape,
 }
 
 void
+cuda_steps_open(struct cuda_device *cuda)
+{
+    LOAD_KERNELS(cuda, spread_kernel);
+}
+
+void
 cuda_steps_free(struct cuda_device *cuda)
 {
     struct cuda_steps *s = cuda->steps;
@@ -702,8 +708,9 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
                     packer.segments, s->clock);
     if (result < 0)
         return result;
-    cuda->qkv_ahead = NULL;
+    cuda->carried_norm = NULL;
     s->counters.steps++;
+    cuda->in_step = true;
     s->current = copy;
     *ret_view = {};
     ret_view->batch = {n_rows,      n_seqs, decode ? n_seqs : b->n_decode, at->token, at->position,
@@ -721,6 +728,7 @@ cuda_begin_step(struct device *dev, const struct forward_step *step, struct step
     if (!graph)
         return STEP_ISSUE;
     if (graph->exec) {
+        cuda->in_step = false;
         s->counters.graph_replays++;
         result = cuda_launch_status(cudaGraphLaunch(graph->exec, cuda->stream));
         if (result == 0)
@@ -746,6 +754,7 @@ cuda_end_step(struct device *dev, const struct forward_step *step, int status,
     cudaGraph_t captured = NULL;
     int result = status;
 
+    cuda->in_step = false;
     s->capturing = NULL;
     if (result == 0)
         result = LAUNCH(finish_kernel, 1, FINISH_THREADS, 0, cuda->stream, cuda->block,
@@ -781,6 +790,8 @@ engram_cuda_counters(struct device *dev, struct cuda_counters *ret_counters)
     if (result < 0)
         return result;
     *ret_counters = cuda->steps->counters;
+    ret_counters->plans_late = cuda->plans_late;
+    ret_counters->kernels = (uint64_t)cuda->kernels;
     ret_counters->gpu_busy_ns = clock.busy_ns;
     ret_counters->gpu_span_ns = clock.busy_ns + clock.idle_ns;
     return 0;

@@ -1,4 +1,4 @@
-/* project_qkv, feed_forward and finish_layer of a device that has them, against what they stand for: the CPU
+/* project_qkv and finish_layer of a device that has them, against what they stand for: the CPU
  * device's operations one by one. */
 #include <math.h>
 #include <stdlib.h>
@@ -262,7 +262,7 @@ check_qkv(struct fused *f, int n)
                c->head_dim, how, bias);
 }
 
-/* feed_forward, or what it stands for; gate_up [n, 2 intermediate]. */
+/* x += down(silu(gate(h)) * up(h)), h = rms_norm(x). */
 static void
 run_feed_forward(struct fused *f, int s, const struct twin *x, const struct twin *h,
                  const struct twin *gate, const struct twin *up, int n)
@@ -277,10 +277,6 @@ run_feed_forward(struct fused *f, int s, const struct twin *x, const struct twin
     struct matmul_part parts[2] = {{gate->at[s], w.gate, w.gate_bias},
                                    {up->at[s], w.up, w.up_bias}};
 
-    if (ops->feed_forward) {
-        rig_did(rig, s, ops->feed_forward(dev, x->at[s], &w, m, b, NULL));
-        return;
-    }
     rig_did(rig, s,
             ops->rms_norm(dev, h->at[s], x->at[s], w.norm, n, c->hidden, m->norm_eps, NULL));
     rig_did(rig, s, ops->matmul_group(dev, parts, 2, h->at[s], b, NULL));
@@ -288,25 +284,6 @@ run_feed_forward(struct fused *f, int s, const struct twin *x, const struct twin
             ops->silu_mul(dev, gate->at[s], gate->at[s], up->at[s], (int64_t)n * c->intermediate,
                           NULL));
     rig_did(rig, s, ops->matmul(dev, x->at[s], gate->at[s], w.down, w.down_bias, true, b, NULL));
-}
-
-static void
-check_feed_forward(struct fused *f, int n)
-{
-    const struct fused_shape *c = &f->f;
-    struct rig *rig = &f->rig;
-
-    make_batch(rig, n);
-    struct twin *x = rig_twin(rig, CONTENT_F32, n, c->hidden, 0.5f, 0);
-    struct twin *h = rig_twin(rig, CONTENT_ACTIVATION, n, c->hidden, 0, 0);
-    struct twin *gate = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
-    struct twin *up = rig_twin(rig, CONTENT_ACTIVATION, n, c->intermediate, 0, 0);
-    rig_begin(rig, NULL, 0);
-    for (int s = 0; s < SIDES; s++)
-        run_feed_forward(f, s, x, h, gate, up, n);
-    rig_end(rig);
-    ops_report(rig, "feed_forward", twin_error(rig, x), BOUND_FUSED, "%d rows of %d to %d%s%s", n,
-               c->hidden, c->intermediate, c->together ? "" : ", apart", c->bias ? ", bias" : "");
 }
 
 /* finish_layer and the project_qkv that follows it, and both again: what a kernel leaves behind for the next. */
@@ -328,20 +305,18 @@ check_finish_layer(struct fused *f, int n, bool ahead)
         struct device *dev = rig->side[s].dev;
         const struct device_ops *ops = dev->ops;
         const struct batch *b = &rig->side[s].view.batch;
-        struct qkv_weights next = qkv_of(f, s);
         struct layer_end_weights end = {.o = twin_weight(f->o, s),
                                         .o_bias = twin_weight(f->o_bias, s),
-                                        .feed_forward = feed_forward_of(f, s),
-                                        .next = ahead ? &next : NULL};
+                                        .feed_forward = feed_forward_of(f, s)};
 
+        if (ahead)
+            end.next_norm = twin_weight(f->norm, s);
         run_angles(f, s, &p);
         for (int turn = 0; turn < 2; turn++) {
-            int result = ops->finish_layer ? ops->finish_layer(dev, x->at[s], attended->at[s], &end,
-                                                               &rig->shape, b, NULL)
-                                           : 1;
-
-            if (result != 1) {
-                rig_did(rig, s, result);
+            if (ops->finish_layer) {
+                rig_did(rig, s,
+                        ops->finish_layer(dev, x->at[s], attended->at[s], &end, &rig->shape, b,
+                                          NULL));
             } else {
                 rig_did(rig, s,
                         ops->matmul(dev, x->at[s], attended->at[s], end.o, end.o_bias, true, b,
@@ -374,7 +349,7 @@ ops_fused(void)
     static const int rows[] = {1, 2, 3, 4, 5, 8, 9, 16, 31, 40, 64, 70, 300};
     int n_shapes = ops_options.quick ? 1 : (int)(sizeof shapes / sizeof *shapes);
 
-    if (!ops_wanted("project_qkv") && !ops_wanted("feed_forward") && !ops_wanted("finish_layer"))
+    if (!ops_wanted("project_qkv") && !ops_wanted("finish_layer"))
         return;
     for (int i = 0; i < n_shapes; i++) {
         struct fused *f = malloc(sizeof *f);
@@ -387,9 +362,6 @@ ops_fused(void)
                 continue;
             if (ops_wanted("project_qkv"))
                 check_qkv(f, rows[r]);
-            rig_drop(&f->rig, n_twins);
-            if (ops_wanted("feed_forward"))
-                check_feed_forward(f, rows[r]);
             rig_drop(&f->rig, n_twins);
             for (int ahead = 0; ahead < 2 && ops_wanted("finish_layer"); ahead++) {
                 check_finish_layer(f, rows[r], ahead);

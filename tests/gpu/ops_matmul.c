@@ -1,13 +1,14 @@
 /* Products with weights: matmul, matmul_group, matmul_rows. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/gpu/ops_rig.h"
 
-static const struct device_limits limits = {.max_rows = 300,
-                                            .max_sequences = 300,
-                                            .max_outputs = 300,
+static const struct device_limits limits = {.max_rows = 320,
+                                            .max_sequences = 320,
+                                            .max_outputs = 320,
                                             .n_states = 4,
                                             .max_step_pages = 4,
                                             .page_tokens = 16};
@@ -122,7 +123,7 @@ check_rows(struct rig *rig, const struct twin *w, int n, const struct size *size
     if (!outputs)
         return;
     for (int i = 0; i < n; i++)
-        outputs[i] = (struct forward_output){.row = (int32_t)(rig_bits(rig) % 300),
+        outputs[i] = (struct forward_output){.row = (int32_t)(rig_bits(rig) % 320),
                                              .params = {.forced = -1, .slot = -1}};
     rig_plain_batch(rig, limits.max_rows, false);
     rig_begin(rig, outputs, n);
@@ -137,6 +138,92 @@ check_rows(struct rig *rig, const struct twin *w, int n, const struct size *size
                n, limits.max_rows, size->rows, size->cols);
     free(outputs);
     rig_drop(rig, 1);
+}
+
+/* The first row of a product of n rows on CUDA, as F32; the rows behind it are those of `others`. */
+static float *
+first_row(struct rig *rig, const struct twin *w, const struct twin *first,
+          const struct twin *others, int n, bool accumulate)
+{
+    struct ops_side *side = &rig->side[CUDA];
+    int twins = rig->n_twins, rows = (int)w->rows;
+    struct twin *x = rig_twin(rig, CONTENT_ACTIVATION, n, w->cols, 0, 0);
+    struct twin *out = rig_twin(rig, accumulate ? CONTENT_F32 : CONTENT_ACTIVATION, n, rows, 0, 0);
+    size_t row_bytes = first->bytes[HOST] / (size_t)first->rows;
+
+    memcpy(x->at[HOST], others->at[HOST], (size_t)n * row_bytes);
+    memcpy(x->at[HOST], first->at[HOST], row_bytes);
+    twin_upload(rig, x);
+    rig_plain_batch(rig, n, false);
+    rig_begin(rig, NULL, 0);
+    rig_did(rig, CUDA,
+            side->dev->ops->matmul(side->dev, out->at[CUDA], x->at[CUDA],
+                                   twin_rows(w, CUDA, 0, rows), (struct weight){0}, accumulate,
+                                   &side->view.batch, NULL));
+    rig_end(rig);
+    float *values = twin_values(rig, out, CUDA);
+    rig_drop(rig, twins);
+    return values;
+}
+
+/* Numbers of rows that share an algorithm (gpu/cuda/gemm.cu): the products of each are right, and a row's bits are
+ * the same for one number whatever the others hold. Whether they are for all numbers of a bucket is a note: the
+ * library says nothing of it. */
+static void
+check_bucket(struct rig *rig, const struct twin *w, const struct size *size, int low, int high)
+{
+    const int rows[] = {low, low + 1, (low + high) / 2, high - 1, high};
+    struct twin *a = rig_twin(rig, CONTENT_ACTIVATION, high, size->cols, 1, 0);
+    struct twin *b = rig_twin(rig, CONTENT_ACTIVATION, high, size->cols, 8, 0);
+    size_t bytes = (size_t)size->rows * sizeof(float);
+
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        float *of_first = NULL;
+        bool alike = true;
+
+        for (int i = 0; i < 5; i++) {
+            float *beside_a = first_row(rig, w, a, a, rows[i], accumulate);
+            float *beside_b = first_row(rig, w, a, b, rows[i], accumulate);
+
+            ops_report_fact(rig, "matmul", memcmp(beside_a, beside_b, bytes) == 0,
+                            "%d rows, weight %d x %d%s: a row's bits beside others", rows[i],
+                            size->rows, size->cols, accumulate ? ", accumulate" : "");
+            alike = alike && (!of_first || memcmp(of_first, beside_a, bytes) == 0);
+            if (of_first)
+                free(beside_a);
+            else
+                of_first = beside_a;
+            free(beside_b);
+        }
+        free(of_first);
+        printf("%-14s a row in products of %d to %d rows, weight %d x %d%s: note: %s bits\n",
+               "matmul", low, high, size->rows, size->cols, accumulate ? ", accumulate" : "",
+               alike ? "the same" : "not the same");
+    }
+    rig_drop(rig, 1);
+    for (int i = 0; i < 5; i++) {
+        check_matmul(rig, w, rows[i], size, false, false);
+        check_matmul(rig, w, rows[i], size, true, false);
+        check_rows(rig, w, rows[i], size);
+    }
+}
+
+static void
+check_buckets(void)
+{
+    static const struct size sizes[] = {{640, 1024}, {6144, 4096}};
+    static const int bucket[][2] = {{65, 72}, {73, 80}, {129, 144}, {289, 320}};
+
+    for (int i = 0; i < (ops_options.quick ? 1 : 2); i++) {
+        struct rig rig;
+
+        open_rig(&rig, &sizes[i]);
+        struct twin *w = rig_twin(&rig, CONTENT_MATRIX, sizes[i].rows, sizes[i].cols,
+                                  2 / sqrtf((float)sizes[i].cols), 0);
+        for (int k = 0; k < (ops_options.quick ? 1 : 4); k++)
+            check_bucket(&rig, w, &sizes[i], bucket[k][0], bucket[k][1]);
+        rig_close(&rig);
+    }
 }
 
 void
@@ -176,4 +263,6 @@ ops_matmul(void)
         }
         rig_close(&rig);
     }
+    if (ops_wanted("matmul"))
+        check_buckets();
 }

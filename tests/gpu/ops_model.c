@@ -119,7 +119,8 @@ model_open(struct device *dev)
     m->memory = dev->ops->alloc_shared(dev, sizeof *m->memory);
     ASSERT(m->memory);
     memset(m->memory, 0, sizeof *m->memory);
-    if (forward_new(&m->forward, dev, &m->shape, &limits, &err) < 0 || load(m, &err) < 0) {
+    if (forward_new(&m->forward, dev, &m->shape, &limits, &err) < 0 || load(m, &err) < 0 ||
+        forward_warm_up(m->forward, &err) < 0) {
         printf("%s: %s\n", dev->ops->name, err.text);
         ASSERT(!"the model can be made");
     }

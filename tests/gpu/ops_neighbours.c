@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "daemon/cuda_plugin.h"
+#include "gpu/cuda/counters.h"
 #include "gpu/host/host_device.h"
 #include "tests/gpu/ops_model.h"
 #include "tests/gpu/ops_rig.h"
@@ -159,6 +160,25 @@ check_prefill(struct ops_model *m)
                     "decode beside a prefill of 20: same bits");
 }
 
+/* After steps of any number of rows: all that could be chosen or loaded before the first one was. */
+static void
+check_warmed_up(struct ops_model *m)
+{
+    int (*counters)(struct device *, struct cuda_counters *) = NULL;
+    struct cuda_counters counted = {0};
+
+    for (int n = 1; n <= MODEL_ROWS; n += ops_options.quick ? 37 : 1)
+        did(model_step(m, &(struct model_part){0, 0, n, false}, 1, 0, NULL, NULL));
+    *(void **)&counters = cuda_plugin_symbol("engram_cuda_counters");
+    ASSERT(counters && counters(m->dev, &counted) == 0);
+    ops_report_fact(&table, "forward", counted.plans_late == 0,
+                    "%llu algorithms of products chosen within %llu steps",
+                    (unsigned long long)counted.plans_late, (unsigned long long)counted.steps);
+    ops_report_fact(&table, "forward", counted.kernels > 0,
+                    "%llu kernels loaded when the device was opened",
+                    (unsigned long long)counted.kernels);
+}
+
 /* Prefills and decode steps of several sequences; logits of both devices. */
 static void
 check_logits(struct ops_model *host, struct ops_model *cuda)
@@ -202,6 +222,7 @@ ops_neighbours(void)
         check_decode(cuda);
         check_prefill(cuda);
     }
+    check_warmed_up(cuda);
     (void)model_close(host);
     (void)model_close(cuda);
 }

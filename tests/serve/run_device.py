@@ -108,6 +108,14 @@ def test_what_does_not_fit_the_gpu_is_named_at_the_start_and_at_a_change():
             assert status == 200 or "tier.hbm.size 65" in json.dumps(answer), answer
 
 
+def test_a_device_is_warmed_up_with_all_weights_there_before_the_first_step():
+    with OnStub(STUB_WARM_UP="7") as daemon:
+        text = daemon.text()
+        assert 0 < text.find("warmed up 7 products in ") < text.find("serving "), text
+    code, text = refused({"device": "cuda:0"}, STUB_WARM_UP="-5")
+    assert code == 65 and "the device failed while it warmed up" in text, (code, text)
+
+
 class Poller(threading.Thread):
     """Asks for readiness on a connection of its own for as long as anybody answers."""
 

@@ -4,6 +4,7 @@
  *
  *   STUB_GPUS       how many there are (1); -1: there is no driver
  *   STUB_MEMORY     free bytes of the device
+ *   STUB_WARM_UP    what warm_up returns: how much was chosen, or an error; not set: the device has none
  *   STUB_FAIL_STEP  the step with which the device begins to fail, for good
  *   STUB_FAIL_HOW   launch: the step is refused; silent: it is taken and no report ever comes  */
 #include <errno.h>
@@ -20,7 +21,7 @@ static struct device_ops ops;
 static const struct device_ops *below;
 static uint64_t fail_step = UINT64_MAX;
 static bool refuse;
-static atomic_bool lost;
+static atomic_bool lost, stepped;
 
 static uint64_t
 number(const char *name, uint64_t otherwise)
@@ -41,10 +42,24 @@ static int
 begin_step(struct device *device, const struct forward_step *step, struct step_view *ret_view,
            struct stream *stream)
 {
+    atomic_store(&stepped, true);
     if (step->step < fail_step)
         return below->begin_step(device, step, ret_view, stream);
     atomic_store(&lost, true);
     return refuse ? -EIO : STEP_REPLAYED;
+}
+
+/* With everything there that a product reads or writes, and before the first step. */
+static int
+warm_up(struct device *device, const struct step_products *p, struct stream *stream)
+{
+    bool there = p->qkv.q.data && p->qkv.k.data && p->qkv.v.data && p->o.data &&
+                 p->feed_forward.gate.data && p->feed_forward.up.data &&
+                 p->feed_forward.down.data && p->engram[0].w.data && p->engram[0].out &&
+                 p->engram[1].w.data && p->engram[1].out && p->head.data && p->attended &&
+                 p->rows && p->x && p->logits && p->logit_rows > 0;
+
+    return there && !atomic_load(&stepped) ? atoi(getenv("STUB_WARM_UP")) : -EINVAL;
 }
 
 static int
@@ -88,6 +103,7 @@ engram_cuda_open(struct device **ret_device, int ordinal, struct err *err)
     ops.host_addressable = false;
     ops.memory_info = memory_info;
     ops.begin_step = begin_step;
+    ops.warm_up = getenv("STUB_WARM_UP") ? warm_up : NULL;
     ops.poll = poll_device;
     ops.synchronize = synchronize;
     (*ret_device)->ops = &ops;
