@@ -74,30 +74,70 @@ add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
         a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
 }
 
-/* The factors of rows whose norm is still to be taken, else 1: 4 lanes a row. All loads are under way together, since
- * behind the ring's copies one takes as long as the memory needs for all of these. Summing warps. */
+/* Volatile, so that the loads of a batch stay together. */
+__device__ static inline float2
+load_2(const float *from)
+{
+    float2 v;
+
+    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(from) : "memory");
+    return v;
+}
+
+/* The squares of a row, of which each of 4 lanes has every fourth pair. */
+struct row_squares {
+    float2 v[SKINNY_MOST_SQUARES / 8];
+};
+
+__device__ static inline bool
+wants_norm(const struct gemv &a)
+{
+    return a.squares && !a.carried;
+}
+
+__device__ static inline void
+ask_squares(struct row_squares *s, const struct gemv &a, int row, int lane)
+{
+    const float *from = a.squares + (row < a.m ? row : 0) * a.n_squares;
+
+#pragma unroll
+    for (int i = 0; i < SKINNY_MOST_SQUARES / 8; i++) {
+        int at = i * 8 + lane % 4 * 2;
+        s->v[i] = load_2(from + (at < a.n_squares ? at : 0));
+    }
+}
+
+/* A row's factor, to all of its 4 lanes. */
+__device__ static inline float
+factor_of(const struct row_squares *s, const struct gemv &a, int lane)
+{
+    float sum = 0;
+
+#pragma unroll
+    for (int i = 0; i < SKINNY_MOST_SQUARES / 8; i++)
+        sum += i * 8 + lane % 4 * 2 < a.n_squares ? s->v[i].x + s->v[i].y : 0.0f;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    return rsqrtf(sum / (float)a.k + a.eps);
+}
+
+/* Factors of all rows: 1, or those of rows whose norm is still to be taken. Summing warps, each 8 rows at a time;
+ * first: what it has asked for of its first 8. */
 template <int NT>
 __device__ static inline void
-find_factors(const struct gemv &a, float *factor, int warp, int warps, int lane)
+put_factors(float *factor, struct row_squares *first, const struct gemv &a, int warp, int warps,
+            int lane)
 {
-    bool wanted = a.squares && !a.carried;
+    for (int row = warp * 8 + lane / 4; row < NT * 8; row += warps * 8) {
+        float f = 1;
 
-    for (int first = warp * 8; first < NT * 8; first += warps * 8) {
-        int row = first + lane / 4;
-        float v[SKINNY_MOST_SQUARES / 4], sum = 0;
-
-#pragma unroll
-        for (int i = 0; i < SKINNY_MOST_SQUARES / 4; i++) {
-            int at = i * 4 + lane % 4;
-            v[i] = wanted && row < a.m && at < a.n_squares ? a.squares[row * a.n_squares + at] : 0.0f;
+        if (wants_norm(a)) {
+            if (row >= (warp + 1) * 8)
+                ask_squares(first, a, row, lane);
+            f = factor_of(first, a, lane);
         }
-#pragma unroll
-        for (int i = 0; i < SKINNY_MOST_SQUARES / 4; i++)
-            sum += v[i];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         if (lane % 4 == 0)
-            factor[row] = wanted ? rsqrtf(sum / (float)a.k + a.eps) : 1.0f;
+            factor[row] = f;
     }
 }
 
@@ -298,7 +338,7 @@ __global__ static void
 __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
 {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-    enum { TWO = END == GEMV_SWIGLU };
+    enum { TWO = END == GEMV_SWIGLU, MAY_NORM = END != GEMV_ADD && END != GEMV_F32 };
     DYNAMIC_SHARED(char, shared);
     __shared__ uint64_t counters[2 * MOST_STAGES];
     __shared__ float factor[NT * 8];
@@ -340,7 +380,10 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
         if (END == GEMV_QKV && (int)threadIdx.x < a.m)
             place[threadIdx.x] = row_in_cache(&args.qkv.kv, &args.qkv.batch, (int)threadIdx.x);
         dependency_wait();
-        find_factors<NT>(a, factor, warp, warps, lane);
+        /* Behind the ring's copies a load takes its time: these come while the sums are made. */
+        struct row_squares squares;
+        if (MAY_NORM && wants_norm(a) && warp < NT)
+            ask_squares(&squares, a, warp * 8 + lane / 4, lane);
         for (; tile < tiles; tile += work.tile_stride) {
             int before = stage;
 
@@ -366,9 +409,11 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
             wgmma_wait<0>();
             if (lane == 0)
                 counter_arrive(empty + 8 * before);
+            if (MAY_NORM && tile == work.tile)
+                put_factors<NT>(factor, &squares, a, warp, warps, lane);
             if (splits > 1)
-                break; /* its one tile */
-            if (tile == work.tile) /* the factors are there */
+                break; /* its one tile; add_up waits for the factors */
+            if (MAY_NORM && tile == work.tile)
                 asm volatile("bar.sync 1, %0;" ::"r"(warps * 32) : "memory");
             int column = (tile * warps + warp) * (TWO ? 8 : 16) + lane / 4;
 #pragma unroll
@@ -377,10 +422,11 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
                 for (int e = 0; e < 2; e++) {
                     int row = j * 8 + lane % 4 * 2 + e;
 
-                    put_product<END, true>(a, row, column, sum[j][e] * factor[row],
-                                           sum[j][2 + e] * factor[row]);
+                    float f = MAY_NORM ? factor[row] : 1.0f;
+
+                    put_product<END, true>(a, row, column, sum[j][e] * f, sum[j][2 + e] * f);
                     if (!TWO)
-                        put_product<END, true>(a, row, column + 8, sum[j][2 + e] * factor[row], 0);
+                        put_product<END, true>(a, row, column + 8, sum[j][2 + e] * f, 0);
                     sum[j][e] = sum[j][2 + e] = 0;
                 }
         }
