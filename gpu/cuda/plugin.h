@@ -5,7 +5,7 @@
 #include "gpu/device.h"
 
 /* Changes whenever struct device_ops or anything it points to does: plugin and daemon must agree. */
-enum { ENGRAM_CUDA_ABI = 2 };
+enum { ENGRAM_CUDA_ABI = 3 };
 
 #ifdef __cplusplus
 extern "C" {
