@@ -139,8 +139,8 @@ void engine_take_ended(struct engine *e);
 /* Waits until the oldest step in flight has ended, and takes it. Bounded: a device that does not
  * answer is a device that failed. */
 void engine_wait_oldest(struct engine *e);
-/* Nothing is in flight: looks at the device when it is time to. Returns how long a message may be
- * waited for. */
+/* Nothing is in flight: looks at the device when it is time to, and at abandoned buffers. Returns how
+ * long a message may be waited for. */
 uint64_t engine_look_idle(struct engine *e);
 /* Waits until the device has finished all there is. Bounded, likewise. */
 void engine_settle(struct engine *e);

@@ -11,8 +11,8 @@
 /* How the oldest step is waited for: looking all the time at first, then now and then. */
 static const uint64_t look_ns = 50 * 1000, pause_ns = 20 * 1000;
 
-/* How often a device that has nothing to do is looked at. */
-static const uint64_t idle_look_ns = 1000 * 1000 * 1000;
+/* How often a device that has nothing to do is looked at, and the rows of abandoned steps. */
+static const uint64_t idle_look_ns = 1000 * 1000 * 1000, abandoned_look_ns = 100 * 1000 * 1000;
 
 static const char rows_late[] = "rows of the N-gram tables did not arrive in time";
 
@@ -43,17 +43,32 @@ is_awaited(struct engine *e, const struct step_buffer *b)
     return false;
 }
 
-static struct step_buffer *
-free_buffer(struct engine *e)
+/* Abandoned buffers whose rows have landed are free, and the resolver hears that their steps are over:
+ * tables may wait to go for that. Returns how many are still to come. */
+static int
+free_landed(struct engine *e)
 {
+    int n_left = 0;
+
     for (int i = 0; i < STEP_BUFFERS; i++) {
         struct step_buffer *b = &e->buffer[i];
 
-        if (e->buffer_state[i] == BUFFER_ABANDONED && rows_landed(e, b)) {
-            resolver_step_done(e->options.resolver, b->step, false);
-            e->buffer_state[i] = BUFFER_FREE;
+        if (e->buffer_state[i] != BUFFER_ABANDONED)
+            continue;
+        if (!rows_landed(e, b)) {
+            n_left++;
+            continue;
         }
+        resolver_step_done(e->options.resolver, b->step, false);
+        e->buffer_state[i] = BUFFER_FREE;
     }
+    return n_left;
+}
+
+static struct step_buffer *
+free_buffer(struct engine *e)
+{
+    (void)free_landed(e);
     for (int i = 0; i < STEP_BUFFERS; i++)
         /* A step without a row that takes part in Engram ends without its flags. */
         if (e->buffer_state[i] == BUFFER_FREE && rows_landed(e, &e->buffer[i]) &&
@@ -462,6 +477,8 @@ engine_look_idle(struct engine *e)
 
         wait_ns = left_ns < wait_ns ? left_ns : wait_ns;
     }
+    if (free_landed(e) > 0 && abandoned_look_ns < wait_ns)
+        wait_ns = abandoned_look_ns;
     /* With sequences but no buffer, the rows of abandoned steps are still to come. */
     return e->n_order ? 1000 * 1000 : wait_ns;
 }
