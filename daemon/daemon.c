@@ -15,7 +15,7 @@
 #include "daemon/router.h"
 #include "daemon/tier_report.h"
 
-enum { STATUS_INTERVAL_MS = 5000, NOTIFY_NS = 1000000000 };
+enum { STATUS_INTERVAL_MS = 5000, NOTIFY_NS = 1000000000, EXIT_DEVICE = 70 };
 
 /* The manager hears of each phase, and of bytes that moved: a start that stands still runs into its
  * time limit. */
@@ -118,6 +118,8 @@ end(struct daemon *d, int exit_code)
         return;
     d->state = DAEMON_ENDING;
     d->exit_code = exit_code;
+    if (d->serving)
+        engine_hurry(d->serving->engine);
     exchange_cancel_all(d, 503, "server_shutdown", "the server is shutting down");
     http_server_close(d->server);
     stop_signals(d);
@@ -204,7 +206,7 @@ on_engine(uv_poll_t *poll, int status, int events)
         notify_send(d->notify, "STATUS=The compute device failed\nERRNO=%d", -load.fault);
         /* The engine's word on them may still be on its way. */
         exchange_cancel_all(d, 500, "internal_error", "the compute device failed");
-        end(d, 70);
+        end(d, EXIT_DEVICE);
     }
 }
 
@@ -342,12 +344,29 @@ set_up(struct daemon *d, struct err *err)
     return 0;
 }
 
+/* True: the device is not to be touched any more. */
+static bool
+device_lost(struct daemon *d)
+{
+    int status = d->serving ? serving_stop(d->serving) : 0;
+
+    if (status == 0)
+        return false;
+    if (d->exit_code != EXIT_DEVICE) {
+        log_error("the compute device failed or does not answer (%s): ending without it",
+                  strerror(-status));
+        notify_send(d->notify, "STATUS=The compute device does not answer\nERRNO=%d", -status);
+    }
+    return true;
+}
+
 int
-daemon_run(const struct conf *conf)
+daemon_run(const struct conf *conf, bool *ret_at_once)
 {
     struct daemon *d = calloc(1, sizeof *d);
     struct err err = ERR_INIT;
 
+    *ret_at_once = false;
     if (d == NULL)
         return 71;
     signal(SIGPIPE, SIG_IGN);
@@ -375,6 +394,9 @@ daemon_run(const struct conf *conf)
     uv_run(&d->loop, UV_RUN_DEFAULT);
     if (d->loader_started)
         pthread_join(d->loader, NULL);
+    *ret_at_once = device_lost(d);
+    if (*ret_at_once)
+        return EXIT_DEVICE;
     serving_free(d->serving);
     serving_free(d->load_result);
     int exit_code = d->exit_code;

@@ -4,6 +4,9 @@
  *        | failed                 | device fault, second signal ------------> ENDING
  *        +----------------------------------------------------------------> ENDING
  *
+ * A device that failed, or that does not end its last step in time, is left as it is: nothing that may
+ * wait for it is freed, and the process ends at once.
+ *
  * Thread: loop, but for what is marked.                                                          */
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
@@ -59,8 +62,9 @@ struct daemon {
     _Atomic bool load_cancelled;
 };
 
-/* Runs until it ends; returns the exit code. */
-int daemon_run(const struct conf *conf);
+/* Runs until it ends; returns the exit code. *ret_at_once: threads still run and use conf, and the
+ * process is to end by _exit. */
+int daemon_run(const struct conf *conf, bool *ret_at_once);
 /* The last exchange may have ended: goes on with draining. */
 void daemon_exchange_ended(struct daemon *daemon);
 

@@ -8,14 +8,15 @@
 
 enum { EVENT_BLOCKS = 32, INBOX_SPARE = 16 };
 
-/* What a step may take beside the wait for its rows, before the device is taken for lost. */
-static const uint64_t default_step_limit_ns = 60 * 1000 * 1000 * 1000ull;
+/* What a step may take beside the wait for its rows, before the device is taken for lost; when the
+ * daemon ends, less. */
+static const uint64_t default_step_limit_ns = 60 * 1000 * 1000 * 1000ull,
+                      last_step_limit_ns = 10 * 1000 * 1000 * 1000ull;
 
 static void *
 engine_main(void *arg)
 {
     struct engine *e = arg;
-    uint64_t idle_ns = e->options.heartbeat_ns ? e->options.heartbeat_ns : UINT64_MAX;
     uint64_t wait_ns = 0;
 
     thread_enter(THREAD_ENGINE);
@@ -31,14 +32,15 @@ engine_main(void *arg)
             engine_flush_events(e);
             if (e->n_flight)
                 engine_wait_oldest(e);
-            else /* with sequences but no buffer, the rows of abandoned steps are still to come */
-                wait_ns = e->n_order ? 1000 * 1000 : idle_ns;
+            else
+                wait_ns = engine_look_idle(e);
         }
         if (e->options.heartbeat)
             e->options.heartbeat(e->options.heartbeat_arg);
     }
     while (e->n_flight)
         engine_wait_oldest(e);
+    engine_settle(e);
     engine_take_inbox(e, 0);
     engine_drop_all(e, -ESHUTDOWN, "the server is shutting down");
     engine_flush_events(e);
@@ -91,9 +93,12 @@ engine_start(struct engine **ret_engine, const struct engine_options *options, s
                                       .compressed = options->compressed,
                                       .page_tokens = limits->page_tokens,
                                       .prefill_chunk = options->prefill_chunk};
-    e->step_limit_ns =
-        (options->step_timeout_ns ? options->step_timeout_ns : default_step_limit_ns) +
-        (uint64_t)options->shape->engram.n_layers * options->row_timeout_ns;
+    uint64_t step_ns = options->step_timeout_ns ? options->step_timeout_ns : default_step_limit_ns;
+    uint64_t last_ns = step_ns < last_step_limit_ns ? step_ns : last_step_limit_ns;
+    uint64_t rows_ns = (uint64_t)options->shape->engram.n_layers * options->row_timeout_ns;
+
+    e->step_limit_ns = step_ns + rows_ns;
+    e->last_limit_ns = last_ns + rows_ns;
     e->inbox = mailbox_new((unsigned)(limits->max_sequences + options->max_queue + INBOX_SPARE));
     e->outbox = mailbox_new(EVENT_BLOCKS);
     e->free_blocks = mailbox_new(EVENT_BLOCKS);
@@ -137,10 +142,17 @@ engine_start(struct engine **ret_engine, const struct engine_options *options, s
 }
 
 void
+engine_hurry(struct engine *e)
+{
+    atomic_store_explicit(&e->hurry, true, memory_order_relaxed);
+}
+
+void
 engine_stop(struct engine *e)
 {
     if (e == NULL || !e->started)
         return;
+    engine_hurry(e);
     atomic_store(&e->stopping, true);
     mailbox_wake(e->inbox);
     while (!atomic_load(&e->stopped)) {

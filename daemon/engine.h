@@ -42,7 +42,7 @@ struct engine_options {
     int max_sequence_pages; /* KV pages of the longest sequence */
     uint64_t row_timeout_ns;
     uint64_t step_timeout_ns; /* a step that takes longer, waits for rows aside, is never going to
-                               * end; 0: a minute */
+                               * end; 0: a minute; nor is a probe of the idle device */
     struct metrics *metrics;
     void (*heartbeat)(
         void *arg); /* called by the engine thread after each iteration, idle ones included */
@@ -51,8 +51,12 @@ struct engine_options {
 };
 
 int engine_start(struct engine **ret_engine, const struct engine_options *options, struct err *err);
+/* The daemon ends: from now on a step that does not end is given up after ten seconds, waits for rows
+ * aside. Any thread. */
+void engine_hurry(struct engine *engine);
 /* Cancels what runs, stops the thread. The step buffers stay: the resolver may still write to one
- * that was abandoned. */
+ * that was abandoned. Afterwards engine_load tells whether the device may be touched: without a fault
+ * it has finished all there is. */
 void engine_stop(struct engine *engine);
 /* After resolver_stop. Accepts NULL, returns NULL. */
 struct engine *engine_free(struct engine *engine);

@@ -3,7 +3,8 @@
  * A turn of the engine's thread:
  *
  *     take the steps that have ended -> inbox -> cancelled -> admit -> compose and issue one step
- *     nothing to issue: wait for the oldest step in flight, or for a message
+ *     nothing to issue: wait for the oldest step in flight, or look at the device and wait for a
+ *     message
  *
  *     step buffer: FREE --issued--> IN_FLIGHT --ended--> FREE
  *                                     --timed out--> ABANDONED --rows landed--> FREE
@@ -15,7 +16,8 @@
  *     Rows such a job has in the step behind it, issued already, are computed from nothing and are
  *     for nobody (Q3). A job that first appears in the step behind took nothing from the step that
  *     timed out, and goes on.
- * E4  After an error of the device nothing is in flight any more: every job ends, no step is issued.
+ * E4  After an error of the device nothing is in flight any more: every job ends, no step is issued,
+ *     the loop is woken. Without one the device has finished everything when the thread has ended.
  * E5  Jobs enter in the order they came, and the batch and behind it the queue are in that order: a
  *     job enters when its prompt fits, with a page to spare for every sequence; the one that is
  *     preempted is the youngest of the batch and goes to the head of the queue.
@@ -55,10 +57,12 @@ struct engine {
     bool started;
     struct batch_options batch;
     uint64_t step_limit_ns; /* longest time the oldest step may take */
+    uint64_t last_limit_ns; /* the same once `hurry` is set */
 
     /* Loop adds, engine takes away. */
     _Atomic int inside;    /* choices submitted and not ended */
     _Atomic bool stopping; /* loop to engine */
+    _Atomic bool hurry;    /* loop to engine; pairs with engine_step.c, answers_late */
     _Atomic bool stopped;  /* engine to loop */
 
     /* Engine. */
@@ -78,6 +82,8 @@ struct engine {
     uint64_t last_step, done_step; /* newest issued; newest ended */
     uint64_t oldest_since_ns;      /* when flight[0] became the oldest */
     uint64_t starved_since_ns;     /* 0: there is a buffer, or nothing to compute */
+    uint64_t looked_ns;            /* when the idle device was last looked at */
+    uint64_t unanswered_ns;        /* since when it owes the end of a probe; 0: it does not */
     struct job_block *block;       /* being filled */
 
     /* Engine writes, anyone reads. */
@@ -133,5 +139,10 @@ void engine_take_ended(struct engine *e);
 /* Waits until the oldest step in flight has ended, and takes it. Bounded: a device that does not
  * answer is a device that failed. */
 void engine_wait_oldest(struct engine *e);
+/* Nothing is in flight: looks at the device when it is time to, and at abandoned buffers. Returns how
+ * long a message may be waited for. */
+uint64_t engine_look_idle(struct engine *e);
+/* Waits until the device has finished all there is. Bounded, likewise. */
+void engine_settle(struct engine *e);
 
 #endif

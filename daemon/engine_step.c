@@ -11,6 +11,9 @@
 /* How the oldest step is waited for: looking all the time at first, then now and then. */
 static const uint64_t look_ns = 50 * 1000, pause_ns = 20 * 1000;
 
+/* How often a device that has nothing to do is looked at, and the rows of abandoned steps. */
+static const uint64_t idle_look_ns = 1000 * 1000 * 1000, abandoned_look_ns = 100 * 1000 * 1000;
+
 static const char rows_late[] = "rows of the N-gram tables did not arrive in time";
 
 static int
@@ -40,17 +43,32 @@ is_awaited(struct engine *e, const struct step_buffer *b)
     return false;
 }
 
-static struct step_buffer *
-free_buffer(struct engine *e)
+/* Abandoned buffers whose rows have landed are free, and the resolver hears that their steps are over:
+ * tables may wait to go for that. Returns how many are still to come. */
+static int
+free_landed(struct engine *e)
 {
+    int n_left = 0;
+
     for (int i = 0; i < STEP_BUFFERS; i++) {
         struct step_buffer *b = &e->buffer[i];
 
-        if (e->buffer_state[i] == BUFFER_ABANDONED && rows_landed(e, b)) {
-            resolver_step_done(e->options.resolver, b->step, false);
-            e->buffer_state[i] = BUFFER_FREE;
+        if (e->buffer_state[i] != BUFFER_ABANDONED)
+            continue;
+        if (!rows_landed(e, b)) {
+            n_left++;
+            continue;
         }
+        resolver_step_done(e->options.resolver, b->step, false);
+        e->buffer_state[i] = BUFFER_FREE;
     }
+    return n_left;
+}
+
+static struct step_buffer *
+free_buffer(struct engine *e)
+{
+    (void)free_landed(e);
     for (int i = 0; i < STEP_BUFFERS; i++)
         /* A step without a row that takes part in Engram ends without its flags. */
         if (e->buffer_state[i] == BUFFER_FREE && rows_landed(e, &e->buffer[i]) &&
@@ -123,6 +141,8 @@ device_failed(struct engine *e, int status, const char *text)
     e->done_step = e->last_step;
     engine_release_drained(e);
     engine_drop_all(e, status, text);
+    engine_flush_events(e);
+    mailbox_wake(e->outbox); /* there may have been nobody to tell */
 }
 
 static void
@@ -162,6 +182,7 @@ issue(struct engine *e, struct step_buffer *b)
         resolver_post_step(e->options.resolver, b);
     engine_flush_events(e); /* the loop works on the last step's tokens while this one runs */
 
+    e->unanswered_ns = 0; /* what it owes now is this step's */
     int status = forward_run(e->options.forward, &b->forward, &err);
 
     if (status < 0 && status != -ETIMEDOUT) {
@@ -386,6 +407,16 @@ engine_take_ended(struct engine *e)
         (void)poll_oldest(e);
 }
 
+static const char no_answer[] = "the compute device does not answer";
+
+static bool
+answers_late(struct engine *e, uint64_t since_ns)
+{
+    bool hurry = atomic_load_explicit(&e->hurry, memory_order_relaxed);
+
+    return clock_now_ns() - since_ns > (hurry ? e->last_limit_ns : e->step_limit_ns);
+}
+
 void
 engine_wait_oldest(struct engine *e)
 {
@@ -399,11 +430,76 @@ engine_wait_oldest(struct engine *e)
             continue;
         if (poll_oldest(e))
             return;
-        if (now_ns - e->oldest_since_ns > e->step_limit_ns) {
-            device_failed(e, -EIO, "the compute device does not answer");
+        if (answers_late(e, e->oldest_since_ns)) {
+            device_failed(e, -EIO, no_answer);
             return;
         }
         (void)nanosleep(&pause, NULL);
     }
     (void)poll_oldest(e);
+}
+
+/* ------------------------------------------------------------------ nothing in flight */
+
+/* What the last probe has come to, and the next one. */
+static void
+look_at_device(struct engine *e, uint64_t now_ns)
+{
+    struct device *device = e->options.device;
+    int status = device->ops->poll(device, NULL);
+
+    if (status > 0) {
+        e->unanswered_ns = 0;
+        status = device->ops->probe(device, NULL);
+    }
+    if (e->unanswered_ns == 0)
+        e->unanswered_ns = now_ns;
+    if (status < 0)
+        device_failed(e, status, "the compute device failed");
+    else if (answers_late(e, e->unanswered_ns))
+        device_failed(e, -EIO, no_answer);
+}
+
+uint64_t
+engine_look_idle(struct engine *e)
+{
+    bool looks = e->options.device->ops->probe && !atomic_load(&e->fault);
+    uint64_t wait_ns = e->options.heartbeat_ns ? e->options.heartbeat_ns : UINT64_MAX;
+
+    if (looks) {
+        uint64_t now_ns = clock_now_ns();
+
+        if (now_ns - e->looked_ns >= idle_look_ns) {
+            e->looked_ns = now_ns;
+            look_at_device(e, now_ns);
+        }
+        uint64_t left_ns = e->looked_ns + idle_look_ns - now_ns;
+
+        wait_ns = left_ns < wait_ns ? left_ns : wait_ns;
+    }
+    if (free_landed(e) > 0 && abandoned_look_ns < wait_ns)
+        wait_ns = abandoned_look_ns;
+    /* With sequences but no buffer, the rows of abandoned steps are still to come. */
+    return e->n_order ? 1000 * 1000 : wait_ns;
+}
+
+void
+engine_settle(struct engine *e)
+{
+    static const struct timespec pause = {.tv_nsec = (long)pause_ns};
+    struct device *device = e->options.device;
+    uint64_t begin_ns = clock_now_ns();
+
+    while (!atomic_load(&e->fault)) {
+        int status = device->ops->poll(device, NULL);
+
+        if (status > 0)
+            return;
+        if (status < 0)
+            device_failed(e, status, "the compute device failed");
+        else if (answers_late(e, begin_ns))
+            device_failed(e, -EIO, no_answer);
+        else
+            (void)nanosleep(&pause, NULL);
+    }
 }

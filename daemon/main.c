@@ -2,6 +2,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "conf/conf.h"
@@ -130,6 +131,7 @@ main(int argc, char **argv)
         return 71;
     }
     int status = read_conf(conf, argc, argv, &a);
+    bool at_once = false;
 
     if (status == 0 && a.print_sample)
         conf_print_sample(stdout);
@@ -139,7 +141,9 @@ main(int argc, char **argv)
         fprintf(stderr, "engramd: the configuration is good\n");
     else if (status == 0) {
         log_open(level_of(conf->log_level));
-        status = daemon_run(conf);
+        status = daemon_run(conf, &at_once);
+        if (at_once)
+            _exit(status); /* nor what the driver does when a process exits */
     }
     conf_free(conf);
     return status;

@@ -468,6 +468,16 @@ serving_load(struct serving **ret_serving, const struct conf *conf, struct metri
     return 0;
 }
 
+int
+serving_stop(struct serving *s)
+{
+    struct engine_load load;
+
+    engine_stop(s->engine);
+    engine_load(s->engine, &load);
+    return load.fault;
+}
+
 struct serving *
 serving_free(struct serving *s)
 {

@@ -50,6 +50,10 @@ struct serving_hooks {
 /* err says what failed; the status tells the exit code (serving_exit_code). */
 int serving_load(struct serving **ret_serving, const struct conf *conf, struct metrics *metrics,
                  const struct serving_hooks *hooks, struct err *err);
+/* Ends the engine's work: 0, or -errno of the device, which has failed or does not end what it was
+ * given. Then nothing of `serving` may be freed: whoever frees memory of such a device may wait for it
+ * for ever (gpu/device.h, close), and so may the end of the process by exit. */
+int serving_stop(struct serving *serving);
 struct serving *serving_free(struct serving *serving); /* accepts NULL, returns NULL */
 
 /* sysexits: 65 a checkpoint that lies, 78 what the configuration names is not there or cannot be,

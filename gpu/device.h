@@ -232,7 +232,14 @@ struct device_ops {
     int (*synchronize)(struct device *, struct stream *);
     /* 1: everything issued has finished; 0: not yet; the device's sticky error. Never waits. */
     int (*poll)(struct device *, struct stream *);
-    struct device *(*close)(struct device *); /* accepts NULL, returns NULL */
+    /* Issues next to nothing, for poll to say how that went: a device that has nothing to do need not
+     * know that it is lost. 0, or its sticky error. NULL: the device cannot be lost. */
+    int (*probe)(struct device *, struct stream *);
+    /* close, free and free_shared are for a device that has finished what was issued or has an error
+     * (synchronize has returned, or poll is not 0): before that they may wait for it, for ever if
+     * what it runs never ends. Who cannot tell leaves the device as it is and ends the process at
+     * once, without the driver's own clearing up. Accepts NULL, returns NULL. */
+    struct device *(*close)(struct device *);
 };
 
 struct device {

@@ -19,7 +19,9 @@ cuda_launch_status(cudaError_t error)
 __global__ static void
 probe_kernel(int *out)
 {
-    *out = 1;
+    dependency_wait();
+    if (out)
+        *out = 1;
 }
 
 static int
@@ -34,6 +36,16 @@ cuda_poll(struct device *dev, struct stream *stream)
     cudaError_t error = cudaStreamQuery(cuda_of(dev)->stream);
 
     return error == cudaSuccess ? 1 : error == cudaErrorNotReady ? 0 : -EIO;
+}
+
+static int
+cuda_probe(struct device *dev, struct stream *stream)
+{
+    struct cuda_device *cuda = cuda_of(dev);
+    cudaError_t error = cudaSetDevice(cuda->ordinal); /* of this thread */
+
+    return error == cudaSuccess ? LAUNCH(probe_kernel, 1, 1, 0, cuda->stream, (int *)NULL)
+                                : cuda_launch_status(error);
 }
 
 static int
@@ -115,6 +127,7 @@ make_ops(void)
     ops->warm_up = cuda_warm_up;
     ops->synchronize = cuda_synchronize;
     ops->poll = cuda_poll;
+    ops->probe = cuda_probe;
     ops->close = cuda_close;
     return ops;
 }

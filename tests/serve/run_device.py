@@ -6,7 +6,9 @@ import json
 import os
 import pathlib
 import queue
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import threading
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "http"))
-from daemon import BUILD, MODEL, ROOT, Daemon, Skip, run  # noqa: E402
+from daemon import BUILD, MODEL, ROOT, SANITIZED, Daemon, Skip, run  # noqa: E402
 
 FOLDER = tempfile.TemporaryDirectory(prefix="engramd-device-")
 PROGRAM = pathlib.Path(FOLDER.name) / "with" / "engramd"
@@ -135,14 +137,45 @@ class Poller(threading.Thread):
             self.end = problem
 
 
+class Manager:
+    """The service manager: hears what the daemon says of itself."""
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(os.path.join(self.folder.name, "notify"))
+        self.socket.settimeout(20)
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+        self.folder.cleanup()
+
+    def last_words(self):
+        said = ""
+        while "ERRNO=" not in said:
+            said = self.socket.recv(4096).decode()
+        return said
+
+
+def expect_gone(daemon, poller):
+    """Readiness was there, and nobody answers any more."""
+    poller.join(10)
+    daemon.reader.join(5)
+    assert poller.end is not None, "somebody still answers"
+    assert poller.statuses[0] == 200, poller.statuses[:3]
+    try:
+        socket.create_connection(("127.0.0.1", daemon.port), timeout=5).close()
+        raise AssertionError("the port is still open")
+    except ConnectionRefusedError:
+        pass
+
+
 def fail_while_serving(how):
     """What clients, the service manager and the one who waits for the process see of a device that fails."""
-    folder = tempfile.TemporaryDirectory()
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    manager.bind(os.path.join(folder.name, "notify"))
-    manager.settimeout(20)
     result = queue.Queue()
-    with OnStub(STUB_FAIL_STEP="30", STUB_FAIL_HOW=how, NOTIFY_SOCKET=manager.getsockname()) as daemon:
+    with Manager() as manager, OnStub(STUB_FAIL_STEP="30", STUB_FAIL_HOW=how,
+                                      NOTIFY_SOCKET=manager.socket.getsockname()) as daemon:
         poller = Poller(daemon)
         poller.start()
 
@@ -156,8 +189,7 @@ def fail_while_serving(how):
         status = daemon.process.wait(20)
         for thread in threads:
             thread.join(10)
-        poller.join(10)
-        daemon.reader.join(5)
+        expect_gone(daemon, poller)
         assert status == 70, (status, daemon.text())
         assert "the compute device failed" in daemon.text(), daemon.text()
         assert result.qsize() == len(threads), f"{result.qsize()} of {len(threads)} requests were answered"
@@ -171,19 +203,7 @@ def fail_while_serving(how):
                 assert code == 500, (code, body)
                 error = json.loads(body)["error"]
             assert "the compute device failed" in error["message"] and error["type"] == "server_error", error
-        assert poller.end is not None, "somebody still answers"
-        assert poller.statuses[0] == 200, poller.statuses[:3]
-        try:
-            socket.create_connection(("127.0.0.1", daemon.port), timeout=5).close()
-            raise AssertionError("the port is still open")
-        except ConnectionRefusedError:
-            pass
-    said = ""
-    while "ERRNO=" not in said:
-        said = manager.recv(4096).decode()
-    assert "The compute device failed" in said, said
-    manager.close()
-    folder.cleanup()
+        assert "The compute device failed" in manager.last_words()
 
 
 def test_a_device_that_refuses_a_step_ends_the_requests_readiness_and_the_process():
@@ -192,6 +212,86 @@ def test_a_device_that_refuses_a_step_ends_the_requests_readiness_and_the_proces
 
 def test_a_device_that_loses_a_step_ends_the_requests_readiness_and_the_process():
     fail_while_serving("silent")
+
+
+def test_a_device_that_is_lost_while_nothing_runs_is_noticed_within_seconds():
+    for how in ("launch", "silent"):
+        lost = pathlib.Path(FOLDER.name) / f"lost-{how}"
+        with Manager() as manager, OnStub(STUB_FAIL_FILE=str(lost), STUB_FAIL_HOW=how,
+                                          NOTIFY_SOCKET=manager.socket.getsockname()) as daemon:
+            daemon.complete("Once upon a time", max_tokens=4)
+            time.sleep(2.5)
+            poller = Poller(daemon)
+            poller.start()
+            time.sleep(0.2)
+            assert daemon.process.poll() is None, daemon.text()
+            begin = time.monotonic()
+            lost.touch()
+            status = daemon.process.wait(20)
+            seconds = time.monotonic() - begin
+            expect_gone(daemon, poller)
+            assert status == 70, (status, daemon.text())
+            assert seconds < (10 if SANITIZED else 3), f"noticed after {seconds:.2f} s"
+            assert "the compute device failed (Input/output error): ending" in daemon.text(), daemon.text()
+            assert "The compute device failed" in manager.last_words()
+
+
+def test_an_idle_device_is_looked_at_once_a_second_and_no_more():
+    with OnStub() as daemon:
+        daemon.complete("Once upon a time", max_tokens=4)
+        time.sleep(0.5)
+
+        def switches():
+            status = (task.read_text() for task in pathlib.Path(f"/proc/{daemon.process.pid}/task").glob("*/status"))
+            return sum(int(re.search(r"\nvoluntary_ctxt_switches:\s*(\d+)", text)[1]) for text in status)
+        before = switches()
+        time.sleep(4)
+        times = switches() - before
+        assert times >= 3, f"woken {times} times in 4 s"
+        assert times <= 6 or SANITIZED, f"woken {times} times in 4 s"
+
+
+def end_in_time(daemon, seconds):
+    """A SIGTERM to a daemon whose device will never end what it runs."""
+    begin = time.monotonic()
+    daemon.process.send_signal(signal.SIGTERM)
+    status = daemon.process.wait(60)
+    took = time.monotonic() - begin
+    daemon.reader.join(5)
+    assert status == 70, (status, daemon.text())
+    assert took < seconds, f"it took {took:.1f} s"
+    assert "the compute device failed or does not answer (Input/output error): ending without it" in daemon.text()
+
+
+HASTE = {"server.shutdown_timeout": "500ms", "tier.nvme.timeout": "500ms"}
+
+
+def test_a_step_that_never_ends_does_not_keep_the_daemon_from_ending():
+    with Manager() as manager, OnStub(HASTE, STUB_FAIL_STEP="30", STUB_FAIL_HOW="hang",
+                                      NOTIFY_SOCKET=manager.socket.getsockname()) as daemon:
+        answer = queue.Queue()
+        body = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True}
+        asking = threading.Thread(target=lambda: answer.put(daemon.request("POST", "/v1/completions", body)))
+        asking.start()
+        tokens = -1
+        while tokens != (now := daemon.metric("generation_tokens_total")) or now == 0:
+            tokens = now
+            time.sleep(1)
+        end_in_time(daemon, 25)
+        asking.join(10)
+        status, _, text = answer.get(timeout=5)
+        assert status == 503 and b"shutting down" in text, (status, text)
+        assert "The compute device does not answer" in manager.last_words()
+
+
+def test_a_device_that_hangs_while_nothing_runs_does_not_keep_the_daemon_from_ending():
+    hung = pathlib.Path(FOLDER.name) / "hung"
+    with OnStub(HASTE, STUB_FAIL_FILE=str(hung), STUB_FAIL_HOW="hang") as daemon:
+        daemon.complete("Once upon a time", max_tokens=4)
+        hung.touch()
+        time.sleep(2)
+        assert daemon.process.poll() is None, daemon.text()
+        end_in_time(daemon, 20)
 
 
 run(globals())

@@ -6,11 +6,15 @@
  *   STUB_MEMORY     free bytes of the device
  *   STUB_WARM_UP    what warm_up returns: how much was chosen, or an error; not set: the device has none
  *   STUB_FAIL_STEP  the step with which the device begins to fail, for good
- *   STUB_FAIL_HOW   launch: the step is refused; silent: it is taken and no report ever comes  */
+ *   STUB_FAIL_FILE  so does it with the first step or probe after this file was made
+ *   STUB_FAIL_HOW   launch: the step or probe is refused; silent: it is taken, and that the device is lost
+ *                   is heard from then on; hang: it is taken and never ends, and who frees memory, closes
+ *                   the device or synchronises waits for ever  */
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "gpu/cuda/plugin.h"
 #include "gpu/host/host_device.h"
@@ -20,7 +24,8 @@ const int engram_cuda_abi = ENGRAM_CUDA_ABI;
 static struct device_ops ops;
 static const struct device_ops *below;
 static uint64_t fail_step = UINT64_MAX;
-static bool refuse;
+static const char *fail_file;
+static bool refuse, hang;
 static atomic_bool lost, stepped;
 
 static uint64_t
@@ -38,14 +43,28 @@ memory_info(struct device *device, uint64_t *ret_free_bytes, uint64_t *ret_total
     return 0;
 }
 
+static bool
+is_lost(uint64_t step)
+{
+    if (step >= fail_step || (fail_file && access(fail_file, F_OK) == 0))
+        atomic_store(&lost, true);
+    return atomic_load(&lost);
+}
+
+static void
+wait_for_device(void)
+{
+    while (hang && atomic_load(&lost))
+        (void)pause();
+}
+
 static int
 begin_step(struct device *device, const struct forward_step *step, struct step_view *ret_view,
            struct stream *stream)
 {
     atomic_store(&stepped, true);
-    if (step->step < fail_step)
+    if (!is_lost(step->step))
         return below->begin_step(device, step, ret_view, stream);
-    atomic_store(&lost, true);
     return refuse ? -EIO : STEP_REPLAYED;
 }
 
@@ -63,15 +82,38 @@ warm_up(struct device *device, const struct step_products *p, struct stream *str
 }
 
 static int
+probe(struct device *device, struct stream *stream)
+{
+    return is_lost(0) && refuse ? -EIO : 0;
+}
+
+static int
 poll_device(struct device *device, struct stream *stream)
 {
-    return atomic_load(&lost) ? -EIO : below->poll(device, stream);
+    if (!atomic_load(&lost))
+        return below->poll(device, stream);
+    return hang ? 0 : -EIO;
 }
 
 static int
 synchronize(struct device *device, struct stream *stream)
 {
+    wait_for_device();
     return atomic_load(&lost) ? -EIO : below->synchronize(device, stream);
+}
+
+static void
+free_memory(struct device *device, void *memory, size_t size_bytes)
+{
+    wait_for_device();
+    below->free(device, memory, size_bytes);
+}
+
+static struct device *
+close_device(struct device *device)
+{
+    wait_for_device();
+    return below->close(device);
 }
 
 int
@@ -105,10 +147,15 @@ engram_cuda_open(struct device **ret_device, int ordinal, struct err *err)
     ops.begin_step = begin_step;
     ops.warm_up = getenv("STUB_WARM_UP") ? warm_up : NULL;
     ops.poll = poll_device;
+    ops.probe = probe;
     ops.synchronize = synchronize;
+    ops.free = ops.free_shared = free_memory;
+    ops.close = close_device;
     (*ret_device)->ops = &ops;
     fail_step = number("STUB_FAIL_STEP", UINT64_MAX);
+    fail_file = getenv("STUB_FAIL_FILE");
     refuse = how && strcmp(how, "launch") == 0;
+    hang = how && strcmp(how, "hang") == 0;
     return 0;
 }
 

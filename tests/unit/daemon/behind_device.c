@@ -11,11 +11,11 @@
 
 enum { QUEUE = 256 };
 
-enum item_kind { ITEM_STEP, ITEM_COPY, ITEM_PAGE };
+enum item_kind { ITEM_STEP, ITEM_PROBE, ITEM_COPY, ITEM_PAGE };
 
 struct item {
     enum item_kind kind;
-    struct forward_step step; /* STEP: outputs and their lists are copies */
+    struct forward_step step; /* STEP: outputs and their lists are copies; PROBE: zeros */
     void *dst;                /* COPY */
     const void *src;
     size_t size_bytes;
@@ -66,6 +66,7 @@ put(struct behind *b, struct item *item)
         for (int i = 0; i < item->step.batch.n_rows; i++)
             b->counts.remembered += item->step.batch.token[i] == TOKEN_OF_SLOT;
     }
+    b->counts.probes += item->kind == ITEM_PROBE;
     (void)pthread_cond_broadcast(&b->changed);
     (void)pthread_mutex_unlock(&b->lock);
 }
@@ -108,9 +109,10 @@ run_step(struct behind *b, struct item *item)
     b->failed |= step->step >= b->fail_from;
     bool failed = b->failed, late = step->step == b->time_out;
     unsigned slow_us = b->slow_us;
-    b->counts.begun = step->step;
+    if (item->kind == ITEM_STEP)
+        b->counts.begun = step->step;
     (void)pthread_mutex_unlock(&b->lock);
-    if (failed)
+    if (failed || item->kind == ITEM_PROBE)
         return;
     if (slow_us)
         usleep(slow_us);
@@ -145,7 +147,7 @@ behind_main(void *arg)
         b->count--;
         b->working = true;
         (void)pthread_mutex_unlock(&b->lock);
-        if (item->kind == ITEM_STEP)
+        if (item->kind == ITEM_STEP || item->kind == ITEM_PROBE)
             run_step(b, item);
         else if (item->kind == ITEM_COPY)
             memcpy(item->dst, item->src, item->size_bytes);
@@ -260,6 +262,13 @@ behind_poll(struct device *dev, struct stream *stream)
     return result;
 }
 
+static int
+behind_probe(struct device *dev, struct stream *stream)
+{
+    put(behind_of(dev), new_item(ITEM_PROBE));
+    return 0;
+}
+
 /* ------------------------------------------------------------------ tests */
 
 struct behind *
@@ -284,7 +293,8 @@ behind_open(struct device *below, struct forward *on_below)
                                  .begin_step = behind_begin_step,
                                  .copy = behind_copy,
                                  .kv_copy_page = behind_copy_page,
-                                 .poll = behind_poll};
+                                 .poll = behind_poll,
+                                 .probe = behind_probe};
     b->device.ops = &b->ops;
     ASSERT(pthread_mutex_init(&b->lock, NULL) == 0);
     ASSERT(pthread_cond_init(&b->changed, NULL) == 0);

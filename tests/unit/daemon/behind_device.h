@@ -17,7 +17,7 @@ struct device *behind_device(struct behind *behind);
 /* The forward pass on this device: states are copied between its slots. Once, before any step. */
 void behind_bind(struct behind *behind, struct forward *forward);
 
-/* Steps from this one on wait for behind_release. */
+/* Steps from this one on wait for behind_release. Probes count as step 0, here and below. */
 void behind_hold(struct behind *behind, uint64_t step);
 void behind_release(struct behind *behind);
 /* Instead of running, this step ends as one whose rows did not come. */
@@ -30,6 +30,7 @@ void behind_slow(struct behind *behind, unsigned microseconds);
 struct behind_counts {
     uint64_t issued, begun; /* number of the newest step */
     uint64_t remembered;    /* rows issued with TOKEN_OF_SLOT */
+    uint64_t probes;        /* issued */
 };
 struct behind_counts behind_counts(struct behind *behind);
 

@@ -2,12 +2,14 @@
  * resolver, against the same jobs on the CPU backend, which has run a step when forward_run returns:
  * whatever is in flight when something happens, tokens and scores are the same, bit for bit. */
 #include <errno.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -270,6 +272,62 @@ a_device_that_does_not_answer_has_failed(void **state)
 }
 
 static void
+a_device_that_fails_while_nothing_runs_is_noticed_and_the_loop_is_woken(void **state)
+{
+    struct rig *r = open_rig(true, NULL, 0);
+    struct pollfd readable = {.fd = engine_fd(r->engine), .events = POLLIN};
+    struct engine_load load;
+    uint64_t wakes;
+
+    submit(r, 0, short_job(3));
+    assert_true(wait_ended(r, 1, PATIENCE_MS));
+    assert_int_equal(r->outcome[0].error, 0);
+    (void)!read(readable.fd, &wakes, sizeof wakes);
+    behind_fail(r->behind, 0);
+    do {
+        assert_int_equal(poll(&readable, 1, 20000), 1);
+        (void)!read(readable.fd, &wakes, sizeof wakes);
+        assert_null(engine_collect(r->engine));
+        engine_load(r->engine, &load);
+    } while (load.fault == 0);
+    assert_int_equal(load.fault, -EIO);
+    submit(r, 1, short_job(4));
+    assert_true(wait_ended(r, 2, PATIENCE_MS));
+    assert_int_equal(r->outcome[1].error, -EIO);
+    close_rig(r);
+}
+
+static void
+wait_probes(struct rig *r, uint64_t n)
+{
+    for (int i = 0; behind_counts(r->behind).probes < n; i++) {
+        assert_true(i < 20000);
+        usleep(1000);
+    }
+}
+
+static void
+an_engine_that_stops_tells_whether_the_device_has_finished(void **state)
+{
+    const char *const soon[] = {"tier.nvme.timeout=500ms", NULL};
+
+    for (int held = 0; held < 2; held++) {
+        struct rig *r = open_rig(true, soon, 500);
+        struct engine_load load;
+
+        submit(r, 0, short_job(3));
+        assert_true(wait_ended(r, 1, PATIENCE_MS));
+        if (held)
+            behind_hold(r->behind, 0);
+        wait_probes(r, behind_counts(r->behind).probes + 1);
+        engine_stop(r->engine);
+        engine_load(r->engine, &load);
+        assert_int_equal(load.fault, held ? -EIO : 0);
+        close_rig(r);
+    }
+}
+
+static void
 a_late_disk_is_an_error_and_not_a_hang(void **state)
 {
     const char *const late[] = {"tier.nvme.fault=delay=3s", "tier.nvme.timeout=10ms",
@@ -338,6 +396,8 @@ main(void)
         cmocka_unit_test(every_other_step_may_time_out),
         cmocka_unit_test(an_error_of_the_device_ends_every_job),
         cmocka_unit_test(a_device_that_does_not_answer_has_failed),
+        cmocka_unit_test(a_device_that_fails_while_nothing_runs_is_noticed_and_the_loop_is_woken),
+        cmocka_unit_test(an_engine_that_stops_tells_whether_the_device_has_finished),
         cmocka_unit_test(a_late_disk_is_an_error_and_not_a_hang),
         cmocka_unit_test(a_disk_that_fails_ends_the_jobs_that_need_it),
         cmocka_unit_test(the_engine_stops_with_steps_in_flight),

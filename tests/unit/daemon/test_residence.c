@@ -162,6 +162,12 @@ run_jobs(struct rig *r, const struct rig *expected)
 static const char *const options[] = {"engine.kv_size=4MiB", "engine.prefix_cache=false", "tier.ram.size=0B",
                                       "tier.ram.tables=yes", NULL};
 
+/* The disk answers long after a step has given up. */
+static const char *const late_options[] = {"engine.kv_size=4MiB",       "engine.prefix_cache=false",
+                                           "tier.ram.size=0B",          "tier.ram.tables=yes",
+                                           "tier.hbm.size=0B",          "tier.nvme.timeout=10ms",
+                                           "tier.nvme.fault=delay=1s", NULL};
+
 static void
 tables_fit_in_order_of_layer(void **state)
 {
@@ -343,6 +349,29 @@ no_longer_wanted_while_it_loads_it_is_given_up(void **state)
     close_all(r, residence);
 }
 
+/* That step's rows have landed, and nothing else would make the engine look. */
+static void
+a_table_goes_though_the_last_step_timed_out_and_no_other_comes(void **state)
+{
+    for (int behind = 0; behind < 2; behind++) {
+        const char *const *const extra = behind ? options : late_options;
+        struct rig *r = open_rig(behind, extra, 0);
+
+        atomic_store(&here.shut, true);
+        struct residence *residence = open_residence(r, BIG);
+        if (behind)
+            behind_time_out(r->behind, 2);
+        submit(r, 0, make_job(1, 20, 10));
+        assert_true(wait_ended(r, 1, PATIENCE_MS));
+        assert_int_equal(r->outcome[0].error, -ETIMEDOUT);
+        atomic_store(&here.shut, false);
+        wait_resident(r, n_tables(r));
+        assert_int_equal(residence_resize(residence, UINT64_MAX, 0), 0);
+        assert_int_equal(atomic_load(&here.bytes), 0);
+        close_all(r, residence);
+    }
+}
+
 int
 main(void)
 {
@@ -354,6 +383,7 @@ main(void)
         cmocka_unit_test(without_memory_the_tables_stay_on_disk),
         cmocka_unit_test(stopping_in_the_middle_takes_no_longer_than_a_piece),
         cmocka_unit_test(no_longer_wanted_while_it_loads_it_is_given_up),
+        cmocka_unit_test(a_table_goes_though_the_last_step_timed_out_and_no_other_comes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
