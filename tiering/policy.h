@@ -26,6 +26,9 @@ struct policy_ops {
     /* A slot to evict for an arrival of this kind, forgotten by the policy; none that a step of
      * `keep` was given. NODE_NONE: none found with bounded effort. */
     uint32_t (*victim)(struct policy *policy, struct step_range keep, enum arrival arrival);
+    /* The first of those that victim would look at for a step's own bundle, n at most; returns how many.
+     * They are what the caller will read soon, no promise: which of them leaves, victim says. */
+    int (*next)(const struct policy *policy, uint32_t *ret_slots, int n);
     /* Forgets all slots for which drop says so. */
     void (*remove_if)(struct policy *policy, bool (*drop)(void *arg, uint32_t slot), void *arg);
     /* Planned bundles nobody has used yet. */

@@ -7,6 +7,7 @@
 #include "base/check.h"
 
 enum { PAGE_BYTES = 4096, CHUNK_BYTES_MAX = 2 << 20, GROW_PAUSE = 512, GROW_PAUSE_LATER = 32 };
+enum { EXPECTED = 6 }; /* victims asked for ahead */
 
 static void
 count_up(_Atomic uint64_t *counter, uint64_t by)
@@ -236,6 +237,27 @@ evict(struct slot_store *store, uint32_t at)
     release(store, at);
 }
 
+/* What it takes to evict the next few, each time one step further for each: the record, the index's head
+ * for it, the first node there. Without it, each cache miss of a displacement waits for the one before. */
+static void
+expect_victims(const struct slot_store *store)
+{
+    uint32_t slot[EXPECTED];
+    int n = store->policy->ops->next(store->policy, slot, EXPECTED);
+
+    if (n > 0)
+        cache_hint(slot_store_slot(store, slot[n - 1]));
+    for (int i = 0; i + 1 < n; i++) {
+        const struct bundle_node *bundle = &slot_store_slot(store, slot[i])->bundle;
+        uint32_t hash = bundle_hash(bundle->set, bundle->mix);
+
+        if (i < EXPECTED / 2)
+            (void)bundle_index_first(&store->index, hash);
+        else
+            bundle_index_ask(&store->index, hash);
+    }
+}
+
 bool
 slot_store_make_room(struct slot_store *store)
 {
@@ -251,6 +273,7 @@ slot_store_take(struct slot_store *store, uint8_t set, uint64_t mix, struct step
         if (victim == NODE_NONE)
             return NODE_NONE;
         evict(store, victim);
+        expect_victims(store);
     }
     uint32_t at = store->free_slots;
     struct slot *slot = slot_store_slot(store, at);

@@ -87,6 +87,12 @@ slot_store_find(const struct slot_store *store, uint32_t hash, uint8_t set, uint
  * `keep` uses. NODE_NONE: no room. */
 uint32_t slot_store_take(struct slot_store *store, uint8_t set, uint64_t mix,
                          struct step_range keep, enum arrival arrival, bool listed);
+/* There is no room but that of a victim, and slot_store_make_room would not change it. */
+static inline bool
+slot_store_is_full(const struct slot_store *store)
+{
+    return store->n_free == 0 && store->full;
+}
 /* Whether take needs no victim; grows to find out. */
 bool slot_store_make_room(struct slot_store *store);
 /* The bundle is in the slot. */

@@ -128,8 +128,9 @@ promote_missed(struct tiers *tiers, const struct tiers_request *request)
             int visits = tiers_visits(tiers, look_up[i].hash);
             uint32_t cell = look_up[i].cell;
 
-            request->address[cell].promote =
-                tiers_promote(tiers, request->step, &look_up[i], request->mix[cell], visits);
+            if (visits > 0 || !slot_store_is_full(&tiers->hbm))
+                request->address[cell].promote = tiers_promote(
+                    tiers, request->step, &look_up[i], request->mix[cell], visits);
         }
     }
 }

@@ -164,6 +164,22 @@ two_queue_victim(struct policy *base, struct step_range keep, enum arrival arriv
     return NODE_NONE;
 }
 
+static int
+two_queue_next(const struct policy *base, uint32_t *ret_slots, int n)
+{
+    const struct two_queue *policy = (const struct two_queue *)base;
+    const struct fifo *fifo = over_its_share(policy) ? &policy->probation : &policy->main;
+    uint32_t at = fifo->oldest;
+    int found = 0;
+
+    while (found < n && (uint32_t)found < fifo->count) {
+        ret_slots[found++] = at;
+        if (found < n) /* the record of the last is not read */
+            at = slot_of(policy, at)->next;
+    }
+    return found;
+}
+
 static void
 fifo_filter(struct two_queue *policy, struct fifo *fifo, bool (*drop)(void *arg, uint32_t slot),
             void *arg)
@@ -211,6 +227,7 @@ static const struct policy_ops two_queue_ops = {
     .insert = two_queue_insert,
     .touch = two_queue_touch,
     .victim = two_queue_victim,
+    .next = two_queue_next,
     .remove_if = two_queue_remove_if,
     .planned = two_queue_planned,
     .free = two_queue_free,

@@ -17,8 +17,6 @@ static struct row_slice slice;
 static int
 set_up(void **state)
 {
-    memset(held(), 0, sizeof *held());
-    held()->base.ops = &held_ops;
     memory = (struct counted_memory){0};
     rng = 1;
     memset(&options, 0, sizeof options);
@@ -26,7 +24,7 @@ set_up(void **state)
     for (int t = 0; t < MAX_TABLES; t++)
         options.engram.table[t].rows = 10000 + t;
     const struct chunk_ops ops = {.alloc = counted_alloc, .free = counted_free, .arg = &memory};
-    row_slice_init(&slice, &options.engram, options.table, options.resident, &held()->base, &ops);
+    row_slice_init(&slice, &options.engram, options.table, options.resident, held_open(), &ops);
     return 0;
 }
 

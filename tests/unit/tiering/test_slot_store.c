@@ -242,6 +242,8 @@ budgets_that_change_at_random_hold_at_every_moment(void **state)
             uint64_t mix = next_random(&random) % 3000;
             if (find(&store, mix) != NODE_NONE)
                 continue;
+            if (slot_store_is_full(&store))
+                assert_false(slot_store_make_room(&store));
             uint32_t at = slot_store_take(&store, 0, mix, nothing, ARRIVAL_DEMAND, false);
             if (at == NODE_NONE)
                 continue;

@@ -21,11 +21,9 @@ static uint8_t failed[ROWS];
 static void
 open_tiers_with_rows(uint64_t hbm_budget, uint64_t ram_budget, double row_share)
 {
-    memset(held(), 0, sizeof *held());
-    held()->base.ops = &held_ops;
     hbm = ram = (struct counted_memory){0};
     rng = 1;
-    options = (struct tiers_options){.cold = &held()->base,
+    options = (struct tiers_options){.cold = held_open(),
                                      .hbm_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &hbm},
                                      .ram_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &ram},
                                      .hbm_budget_bytes = hbm_budget,
@@ -34,9 +32,7 @@ open_tiers_with_rows(uint64_t hbm_budget, uint64_t ram_budget, double row_share)
                                      .steps_in_flight = 3,
                                      .row_share = row_share};
     shape_options(&options, 0);
-    struct err err = ERR_INIT;
-    if (tiers_new(&tiers, &options, &err) < 0)
-        fail_msg("%s", err.text);
+    tiers = new_tiers(&options);
 }
 
 static void
@@ -84,15 +80,6 @@ resolve(uint64_t step, int n, struct flag *flag)
     tiers_resolve(tiers, &request);
 }
 
-static void
-land(void)
-{
-    while (held()->n_held) {
-        let_back(HELD_MAX);
-        (void)tiers_poll(tiers);
-    }
-}
-
 static struct tier_set_stats
 stats_of(int tier, int order)
 {
@@ -107,7 +94,7 @@ run_step(uint64_t step, int n)
 {
     struct flag flag = {0};
     resolve(step, n, &flag);
-    land();
+    land_all(tiers);
     assert_int_equal(flag_read(&flag), step);
     for (int i = 0; i < n * MAX_ORDERS; i++) {
         assert_non_null(address[i].source);
@@ -130,7 +117,7 @@ equal_ngrams_of_a_step_share_one_read_and_each_counts(void **state)
     resolve(1, ROWS, &flag);
     assert_int_equal(held()->n_held, MAX_ORDERS * READS_PER_BUNDLE);
     assert_int_equal(flag_read(&flag), 0);
-    land();
+    land_all(tiers);
     assert_int_equal(flag_read(&flag), 1);
     for (int i = MAX_ORDERS; i < ROWS * MAX_ORDERS; i++)
         assert_ptr_equal(address[i].source, address[i % MAX_ORDERS].source);
@@ -177,7 +164,7 @@ a_bundle_becomes_hot_only_after_its_step_is_done(void **state)
     rows(0, 4);
     struct flag flag = {0};
     resolve(1, 4, &flag);
-    land();
+    land_all(tiers);
     void *slot = address[0].promote;
     assert_non_null(slot);
     rows(0, 4);
@@ -204,7 +191,7 @@ an_aborted_step_leaves_nothing_in_hbm(void **state)
     rows(0, 4);
     struct flag flag = {0};
     resolve(1, 4, &flag);
-    land();
+    land_all(tiers);
     assert_non_null(address[0].promote);
     tiers_step_abort(tiers, 1);
     assert_int_equal(stats_of(TIER_HBM, 2).used_bytes, 0);
@@ -225,7 +212,7 @@ a_step_that_is_never_reported_takes_its_promotions_back(void **state)
         rows(step * 10, 2);
         struct flag flag = {0};
         resolve(step, 2, &flag);
-        land();
+        land_all(tiers);
         if (step % 3 == 0) /* says that the two before are over, not that they ran */
             tiers_step_done(tiers, step);
         if (step % 3 == 0)
@@ -249,7 +236,7 @@ a_late_landing_of_an_older_step_promotes_nothing(void **state)
     second.mix = later_mix;
     second.address = later_address;
     tiers_resolve(tiers, &second);
-    land();
+    land_all(tiers);
     assert_int_equal(flag_read(&flag), 1);
     assert_int_equal(flag_read(&later), 2);
     for (int i = 0; i < 2 * MAX_ORDERS; i++) {
@@ -293,7 +280,7 @@ a_row_that_cannot_be_read_fails_alone_and_is_tried_again(void **state)
     rows(0, 8);
     resolve(2, 8, &flag);
     assert_int_equal(store->n_held, READS_PER_BUNDLE); /* that bundle alone */
-    land();
+    land_all(tiers);
     assert_int_equal(failed[3], 0);
     expect_bundle(&options, 1, 0, mix[3 * MAX_ORDERS], address[3 * MAX_ORDERS].source);
     tiers_step_done(tiers, 2);
@@ -327,7 +314,7 @@ steps_in_flight_share_what_is_staged_until_the_last_is_done(void **state)
     rows(7, 1);
     struct flag flag = {0};
     resolve(1, 1, &flag);
-    land();
+    land_all(tiers);
     const void *source = address[0].source;
     resolve(2, 1, &flag);
     assert_int_equal(flag_read(&flag), 2);
@@ -341,7 +328,7 @@ steps_in_flight_share_what_is_staged_until_the_last_is_done(void **state)
     struct tiers_request request = request_of(3, ROWS, &third);
     request.address = other;
     tiers_resolve(tiers, &request);
-    land();
+    land_all(tiers);
     for (int i = 0; i < ROWS * MAX_ORDERS; i++)
         assert_ptr_not_equal(other[i].source, source);
     expect_bundle(&options, 1, 0, 7, source); /* step 2 still reads it */
@@ -361,7 +348,7 @@ rows_that_are_skipped_cost_nothing(void **state)
     request.skip = skip;
     tiers_resolve(tiers, &request);
     assert_int_equal(held()->n_held, 2 * MAX_ORDERS * READS_PER_BUNDLE);
-    land();
+    land_all(tiers);
     for (int r = 0; r < 4; r++)
         for (int o = 0; o < MAX_ORDERS; o++) {
             assert_int_equal(address[r * MAX_ORDERS + o].source == NULL, skip[r]);
@@ -398,7 +385,7 @@ static void
 resident_rows_answer_without_a_read(void **state)
 {
     open_tiers_with_rows(0, 1 << 20, 1);
-    land();
+    land_all(tiers);
     rows(12345, ROWS);
     struct flag flag = {0};
     resolve(1, ROWS, &flag);
@@ -427,7 +414,7 @@ static void
 some_resident_rows_save_some_reads_of_a_bundle(void **state)
 {
     open_tiers_with_rows(0, 2000, 1); /* the scales alone: 2 x some 900 bytes */
-    land();
+    land_all(tiers);
     struct tiers_stats stats;
     tiers_stats(tiers, &stats);
     assert_true(stats.slice_bytes > 0 && stats.slice_bytes <= 2000);
@@ -435,7 +422,7 @@ some_resident_rows_save_some_reads_of_a_bundle(void **state)
     struct flag flag = {0};
     resolve(1, 2, &flag);
     assert_int_equal(held()->n_held, 2 * MAX_ORDERS * READS_PER_BUNDLE / 2);
-    land();
+    land_all(tiers);
     for (int i = 0; i < 2 * MAX_ORDERS; i++)
         expect_bundle(&options, 1, i % MAX_ORDERS, mix[i], address[i].source);
     assert_int_equal(stats_of(TIER_RAM, 2).misses, 2);
@@ -452,13 +439,13 @@ a_plan_is_read_ahead_and_its_use_is_counted(void **state)
         plan[i] = i;
     assert_int_equal(tiers_prefetch(tiers, 1, 2, plan, 10, 1000), 10);
     assert_int_equal(tiers_prefetch(tiers, 1, 2, plan, 10, 1000), 0); /* on their way */
-    land();
+    land_all(tiers);
     assert_int_equal(tiers_prefetch(tiers, 1, 2, plan, 10, 1000), 0); /* here */
     assert_int_equal(tiers_prefetch(tiers, 1, 3, plan, 5, 1000), 5);  /* another order */
     rows(0, 10);
     struct flag flag = {0};
     resolve(1, 10, &flag);
-    land();
+    land_all(tiers);
     struct tiers_stats stats;
     tiers_stats(tiers, &stats);
     assert_int_equal(stats.prefetched, 15);
@@ -486,7 +473,7 @@ a_plan_takes_a_bounded_share_and_nothing_without_ram(void **state)
     int started = tiers_prefetch(tiers, 0, 2, plan, 4000, 1000);
     uint64_t slots = (1 << 20) / (72 + 28);
     assert_true(started > 0 && (uint64_t)started <= slots / 8);
-    land();
+    land_all(tiers);
     assert_int_equal(tiers_prefetch(tiers, 0, 2, plan, 4000, 1000), 0);
     rows(100000, ROWS);
     run_step(2, ROWS); /* all still there */
@@ -515,7 +502,7 @@ a_step_overtakes_the_plans_before_it(void **state)
     request.address = other_address;
     tiers_resolve(tiers, &request);
     assert_int_equal(held()->n_held, planned + 2 * 4 * MAX_ORDERS * READS_PER_BUNDLE);
-    land();
+    land_all(tiers);
     assert_int_equal(flag_read(&other), 2);
     tiers_step_done(tiers, 2);
     close_tiers();

@@ -288,13 +288,11 @@ run_with(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool
 {
     static struct world w;
     memset(&w, 0, sizeof w);
-    memset(held(), 0, sizeof *held());
-    held()->base.ops = &held_ops;
     rng = seed;
     w.hot = hot;
     w.next_id = 1 + draw(5);
     shape_options(&w.options, variant);
-    w.options.cold = &held()->base;
+    w.options.cold = held_open();
     w.options.hbm_memory = (struct chunk_ops){.alloc = counted_alloc, .free = counted_free, .arg = &w.hbm};
     w.options.ram_memory = (struct chunk_ops){.alloc = counted_alloc, .free = counted_free, .arg = &w.ram};
     w.options.hbm_budget_bytes = w.hbm_ceiling = hbm;
@@ -309,8 +307,7 @@ run_with(int variant, uint64_t seed, int turns, uint64_t hbm, uint64_t ram, bool
             make_resident(&w.options, t, residence->resident[t] == IN_DEVICE);
     for (int i = 0; i < 300; i++)
         w.known[i] = next_random(&rng);
-    struct err err = ERR_INIT;
-    assert_int_equal(tiers_new(&w.tiers, &w.options, &err), 0);
+    w.tiers = new_tiers(&w.options);
     for (int turn = 0; turn < turns; turn++) {
         uint32_t what = draw(100);
         if (what < 30) {

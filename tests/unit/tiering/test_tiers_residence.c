@@ -31,12 +31,10 @@ static uint64_t bytes_of[MAX_TABLES];
 static void
 open_tiers(int variant, uint64_t hbm_budget, uint64_t ram_budget, double row_share, int in_place)
 {
-    memset(held(), 0, sizeof *held());
-    held()->base.ops = &held_ops;
     hbm = ram = (struct counted_memory){0};
     rng = 1;
     options = (struct tiers_options){
-        .cold = &held()->base,
+        .cold = held_open(),
         .hbm_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &hbm},
         .ram_memory = {.alloc = counted_alloc, .free = counted_free, .arg = &ram},
         .hbm_budget_bytes = hbm_budget,
@@ -52,9 +50,7 @@ open_tiers(int variant, uint64_t hbm_budget, uint64_t ram_budget, double row_sha
         bytes_of[t] = (uint64_t)options.engram.table[t].rows *
                       (uint64_t)(engram_row_weight_bytes(&options.engram) +
                                  engram_row_scale_bytes(&options.engram));
-    struct err err = ERR_INIT;
-    if (tiers_new(&tiers, &options, &err) < 0)
-        fail_msg("%s", err.text);
+    tiers = new_tiers(&options);
 }
 
 static void
@@ -103,15 +99,6 @@ resolve(struct run *run)
                                                  .failed = run->failed,
                                                  .ready = &run->flag,
                                                  .ready_value = run->step});
-}
-
-static void
-land(void)
-{
-    while (held()->n_held) {
-        let_back(HELD_MAX);
-        (void)tiers_poll(tiers);
-    }
 }
 
 /* What the step's gather does, with the addresses that the step was told. */
@@ -178,7 +165,7 @@ a_table_comes_and_is_taken_away(void **state)
         describe(&run, 1, 1, 0);
         resolve(&run);
         assert_true(held()->n_held > 0);
-        land();
+        land_all(tiers);
         end(&run);
         set(1);
         assert_true(tiers_is_resident(tiers, 1));
@@ -193,7 +180,7 @@ a_table_comes_and_is_taken_away(void **state)
         describe(&run, 3, 1, 1000);
         resolve(&run);
         assert_true(held()->n_held > 0);
-        land();
+        land_all(tiers);
         end(&run);
         close_tiers();
     }
@@ -212,7 +199,7 @@ a_step_that_was_told_nothing_or_another_address_is_answered_from_disk(void **sta
     set(1);
     resolve(&before);
     assert_true(held()->n_held > 0);
-    land();
+    land_all(tiers);
     end(&before);
 
     describe(&before, 2, 1, 100);
@@ -225,7 +212,7 @@ a_step_that_was_told_nothing_or_another_address_is_answered_from_disk(void **sta
     int n_held = held()->n_held;
     resolve(&after);
     assert_int_equal(held()->n_held, n_held);
-    land();
+    land_all(tiers);
     end(&before);
     end(&after);
     close_tiers();
@@ -246,7 +233,7 @@ reads_under_way_when_a_table_comes_answer_their_steps(void **state)
     resolve(&run[1]);
     gather(&run[1]);
     assert_int_equal(flag_read(&run[0].flag), 0);
-    land();
+    land_all(tiers);
     end(&run[0]);
     tiers_step_done(tiers, 2);
     /* What the first step promoted answers the next one. */
@@ -282,7 +269,7 @@ memory_is_read_until_the_steps_begun_are_over(void **state)
     assert_true(tiers_steps_over(tiers, step));
     spoil(&memory, 1);
     tiers_release_table(tiers, 1);
-    land();
+    land_all(tiers);
     end(&run[2]);
     close_tiers();
 }
@@ -293,11 +280,11 @@ reserved_bytes_leave_the_stores_and_come_back(void **state)
     struct run run;
 
     open_tiers(0, 0, 1 << 20, 0.5, 1000);
-    land();
+    land_all(tiers);
     uint64_t rows_bytes = stats_now().slice_bytes;
     assert_true(rows_bytes > bytes_of[0] + bytes_of[1]);
     tiers_reserve_table(tiers, 0, bytes_of[0]);
-    land();
+    land_all(tiers);
     struct tiers_stats stats = stats_now();
     assert_int_equal(stats.reserved_bytes, bytes_of[0]);
     assert_true(stats.slice_bytes >= bytes_of[1] && stats.slice_bytes < rows_bytes - bytes_of[0] + 64);
@@ -309,10 +296,10 @@ reserved_bytes_leave_the_stores_and_come_back(void **state)
     describe(&run, 2, 0, 0);
     resolve(&run);
     assert_true(held()->n_held > 0);
-    land();
+    land_all(tiers);
     end(&run);
     tiers_release_table(tiers, 0);
-    land();
+    land_all(tiers);
     assert_int_equal(stats_now().slice_bytes, rows_bytes);
     describe(&run, 3, 0, 5000);
     resolve(&run);
@@ -320,7 +307,7 @@ reserved_bytes_leave_the_stores_and_come_back(void **state)
     end(&run);
     /* More than there is: the stores have nothing. */
     tiers_reserve_table(tiers, 1, 2 << 20);
-    land();
+    land_all(tiers);
     assert_int_equal(stats_now().tier[TIER_RAM].used_bytes, 0);
     tiers_release_table(tiers, 1);
     close_tiers();
@@ -376,7 +363,7 @@ everything_changes_and_every_bundle_is_right(void **state)
                 describe(&run[n], step, (int)draw(MAX_TABLES), draw(3) * 10);
                 resolve(&run[n++]);
             } else if (n > 0) {
-                land();
+                land_all(tiers);
                 if (draw(8)) {
                     end(&run[0]);
                 } else {
@@ -385,7 +372,7 @@ everything_changes_and_every_bundle_is_right(void **state)
                 memmove(run, run + 1, (size_t)--n * sizeof *run);
             }
         }
-        land();
+        land_all(tiers);
         for (int i = 0; i < n; i++)
             end(&run[i]);
         struct tiers_stats stats = stats_now();

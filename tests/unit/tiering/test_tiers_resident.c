@@ -51,9 +51,7 @@ open_with(int variant, bool device, uint64_t hbm_budget, int in_place_below, int
     shape_options(&options, variant);
     for (int t = 0; t < MAX_TABLES; t++)
         make_resident(&options, t, device);
-    struct err err = ERR_INIT;
-    if (tiers_new(&tiers, &options, &err) < 0)
-        fail_msg("%s", err.text);
+    tiers = new_tiers(&options);
 }
 
 static void

@@ -188,6 +188,95 @@ dropped_slots_are_forgotten_and_the_others_keep_their_order(void **state)
     assert_int_equal(victim(nothing, ARRIVAL_DEMAND), NODE_NONE);
 }
 
+/* What leaves are those that were named, in their order: first .. end - 1 of a queue that goes to last. */
+static void
+expect_named(uint32_t first, uint32_t end, uint32_t last)
+{
+    uint32_t named[6];
+
+    for (uint32_t i = first; i < end; i++) {
+        int n = policy->ops->next(policy, named, 6);
+        assert_int_equal(n, last + 1 - i < 6 ? last + 1 - i : 6);
+        for (int k = 0; k < n; k++)
+            assert_int_equal(named[k], i + (uint32_t)k);
+        assert_int_equal(victim(nothing, ARRIVAL_DEMAND), named[0]);
+    }
+}
+
+static void
+the_next_ones_leave_in_the_order_they_are_named(void **state)
+{
+    uint32_t none;
+
+    for (uint32_t i = 0; i < 50; i++)
+        arrive(i, ARRIVAL_DEMAND);
+    expect_named(0, 50, 49);
+    assert_int_equal(policy->ops->next(policy, &none, 1), 0);
+}
+
+static void
+the_next_ones_are_those_of_main_while_probation_has_its_share(void **state)
+{
+    for (uint32_t i = 0; i < 40; i++) {
+        arrive(i, ARRIVAL_DEMAND);
+        (void)touch(i);
+    }
+    /* Looking for one has taken all but the share to main, and once more when that became smaller. */
+    assert_int_equal(victim(nothing, ARRIVAL_DEMAND), 0);
+    assert_int_equal(victim(nothing, ARRIVAL_DEMAND), 1);
+    expect_named(2, 9, 35);
+}
+
+/* In any state: n at most, each known and no two the same; and the first one leaves if nothing keeps it. */
+static void
+the_next_ones_are_known_and_the_first_leaves_unless_kept(void **state)
+{
+    uint64_t random = 7;
+    bool known[N] = {0};
+    int left_at_once = 0;
+
+    for (int turn = 0; turn < 20000; turn++) {
+        uint32_t at = (uint32_t)(next_random(&random) % N), named[10];
+        int n = (int)(next_random(&random) % 9), what = (int)(next_random(&random) % 8);
+        enum arrival arrival = next_random(&random) % 4 ? ARRIVAL_DEMAND : ARRIVAL_PLANNED;
+        struct step_range keep = {(uint32_t)turn, 1};
+
+        if (!known[at] && what < 5) {
+            arrive(at, arrival);
+            known[at] = true;
+        } else if (known[at] && what < 5) {
+            (void)touch(at);
+            slot[at].last_step = (uint32_t)(turn + what % 2);
+        }
+        if (turn % 2000 == 1999) {
+            policy->ops->remove_if(policy, drop_even, NULL);
+            for (uint32_t i = 0; i < N; i += 2)
+                known[i] = false;
+        }
+        memset(named, 0xFF, sizeof named);
+        int found = policy->ops->next(policy, named, n);
+        assert_in_range(found, 0, n);
+        for (int i = 0; i < found; i++) {
+            assert_true(named[i] < N && known[named[i]]);
+            for (int k = 0; k < i; k++)
+                assert_int_not_equal(named[i], named[k]);
+        }
+        for (int i = found; i < 10; i++)
+            assert_int_equal(named[i], UINT32_MAX);
+        if (what < 4)
+            continue;
+        const struct slot *first = found ? &slot[named[0]] : NULL;
+        bool leaves = first && first->bundle.visits == 0 && !step_range_has(keep, first->last_step);
+        uint32_t gone = victim(keep, ARRIVAL_DEMAND);
+        if (leaves)
+            assert_int_equal(gone, named[0]);
+        left_at_once += leaves;
+        if (gone != NODE_NONE)
+            known[gone] = false;
+    }
+    assert_true(left_at_once > 100);
+}
+
 int
 main(void)
 {
@@ -203,6 +292,9 @@ main(void)
         TEST(a_planned_bundle_counts_as_new_after_its_first_use),
         TEST(a_planned_bundle_goes_round_once_more_before_demand_takes_it),
         TEST(dropped_slots_are_forgotten_and_the_others_keep_their_order),
+        TEST(the_next_ones_leave_in_the_order_they_are_named),
+        TEST(the_next_ones_are_those_of_main_while_probation_has_its_share),
+        TEST(the_next_ones_are_known_and_the_first_leaves_unless_kept),
     };
 #undef TEST
     return cmocka_run_group_tests(tests, NULL, NULL);

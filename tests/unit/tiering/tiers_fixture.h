@@ -66,6 +66,15 @@ held(void)
     return &store;
 }
 
+/* With nothing in it. */
+static inline struct cold_store *
+held_open(void)
+{
+    memset(held(), 0, sizeof *held());
+    held()->base.ops = &held_ops;
+    return &held()->base;
+}
+
 static inline void
 let_back(int n)
 {
@@ -85,6 +94,26 @@ let_back(int n)
         }
         store->done[store->n_done++] = read;
     }
+}
+
+/* Until no read is under way. */
+static inline void
+land_all(struct tiers *tiers)
+{
+    while (held()->n_held) {
+        let_back(HELD_MAX);
+        (void)tiers_poll(tiers);
+    }
+}
+
+static inline struct tiers *
+new_tiers(const struct tiers_options *options)
+{
+    struct tiers *tiers = NULL;
+    struct err err = ERR_INIT;
+    if (tiers_new(&tiers, options, &err) < 0)
+        fail_msg("%s", err.text);
+    return tiers;
 }
 
 struct counted_memory {
