@@ -347,7 +347,7 @@ ops_fused(void)
         {256, 4, 2, 64, 14336, true, false, true},
     };
     static const int rows[] = {1, 2, 3, 4, 5, 8, 9, 16, 31, 40, 64, 70, 300};
-    int n_shapes = ops_options.quick ? 1 : (int)(sizeof shapes / sizeof *shapes);
+    int n_shapes = ops_options.quick ? 2 : (int)(sizeof shapes / sizeof *shapes);
 
     if (!ops_wanted("project_qkv") && !ops_wanted("finish_layer"))
         return;
@@ -358,7 +358,7 @@ ops_fused(void)
         fused_open(f, &shapes[i]);
         int n_twins = f->rig.n_twins;
         for (int r = 0; r < (int)(sizeof rows / sizeof *rows); r++) {
-            if (ops_options.quick && rows[r] != 1 && rows[r] != 16)
+            if (ops_options.quick && rows[r] != 1 && rows[r] != 16 && rows[r] != 40)
                 continue;
             if (ops_wanted("project_qkv"))
                 check_qkv(f, rows[r]);
