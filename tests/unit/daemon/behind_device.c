@@ -111,6 +111,7 @@ run_step(struct behind *b, struct item *item)
     unsigned slow_us = b->slow_us;
     if (item->kind == ITEM_STEP)
         b->counts.begun = step->step;
+    b->counts.probes_begun += item->kind == ITEM_PROBE;
     (void)pthread_mutex_unlock(&b->lock);
     if (failed || item->kind == ITEM_PROBE)
         return;

@@ -30,7 +30,7 @@ void behind_slow(struct behind *behind, unsigned microseconds);
 struct behind_counts {
     uint64_t issued, begun; /* number of the newest step */
     uint64_t remembered;    /* rows issued with TOKEN_OF_SLOT */
-    uint64_t probes;        /* issued */
+    uint64_t probes, probes_begun; /* issued; not held any more */
 };
 struct behind_counts behind_counts(struct behind *behind);
 
