@@ -60,7 +60,7 @@ measure(struct rig *r, const struct options *o, int batch, const struct bench_li
     double seconds[ROUNDS], steps = (double)ROUNDS * o->steps;
     double context = o->context + (o->steps + 1) / 2.0;
     double bytes = (double)bench_weight_bytes(&r->shape) +
-                   batch * context * (double)bench_kv_bytes(&r->shape);
+                   batch * context * (double)bench_kv_bytes(r->device, &r->shape);
     struct figures f = {.batch = batch};
 
     for (int i = 0; i < 2; i++) /* once to see every size, once to capture its graph */

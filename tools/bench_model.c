@@ -72,9 +72,11 @@ bench_weight_bytes(const struct model_shape *s)
 }
 
 uint64_t
-bench_kv_bytes(const struct model_shape *s)
+bench_kv_bytes(const struct device *device, const struct model_shape *shape)
 {
-    return 2ull * 2 * (uint64_t)s->layers * (uint64_t)s->kv_heads * (uint64_t)s->head_dim;
+    enum { PAGE_TOKENS = 16 };
+
+    return device->ops->kv_page_bytes(device, shape, PAGE_TOKENS) / PAGE_TOKENS;
 }
 
 double
@@ -141,9 +143,8 @@ bench_limits(struct device *device, struct bench_limits *ret_limits, struct err 
     struct cuda_ceilings ceilings;
     int (*measure)(struct device *, struct cuda_ceilings *) = NULL;
 
-    *ret_limits = (struct bench_limits){0};
     if (strcmp(device->ops->name, "cuda") != 0)
-        return 0;
+        return bench_host_limits(ret_limits, err);
     *(void **)&measure = cuda_plugin_symbol("engram_cuda_ceilings");
     int status = measure ? measure(device, &ceilings) : -ENOSYS;
     if (status < 0)
@@ -154,14 +155,16 @@ bench_limits(struct device *device, struct bench_limits *ret_limits, struct err 
 }
 
 double
-bench_least_seconds(const struct model_shape *shape, const struct bench_limits *limits,
-                    double steps, double context, double prompt_tokens)
+bench_least_seconds(const struct device *device, const struct model_shape *shape,
+                    const struct bench_limits *limits, double steps, double context,
+                    double prompt_tokens)
 {
-    if (limits->read_bytes_per_s <= 0 || limits->bf16_flop_per_s <= 0)
+    double weights = (double)bench_weight_bytes(shape), kv = (double)bench_kv_bytes(device, shape);
+
+    if (limits->read_bytes_per_s <= 0 || limits->flop_per_s <= 0)
         return 0;
-    return (steps * (double)bench_weight_bytes(shape) + context * (double)bench_kv_bytes(shape)) /
-               limits->read_bytes_per_s +
-           prompt_tokens * bench_token_flop(shape) / limits->bf16_flop_per_s;
+    return (steps * weights + context * kv) / limits->read_bytes_per_s +
+           prompt_tokens * bench_token_flop(shape) / limits->flop_per_s;
 }
 
 const char *

@@ -114,7 +114,7 @@ bench_prefill(int argc, char **argv)
     double products = n * bench_token_flop(s);
     /* Causal: half of the square; q k and p v. */
     double attention = 2.0 * n * n * s->heads * s->head_dim * s->layers;
-    double rate = limits.bf16_flop_per_s;
+    double rate = limits.flop_per_s;
 
     if (o.json)
         printf("{\"command\": \"prefill\", \"device\": \"%s\", \"shape\": \"%s\", \"tokens\": %d, \"chunk\": %d, "
@@ -125,7 +125,7 @@ bench_prefill(int argc, char **argv)
                rate > 0 ? (products + attention) / median / rate : 0,
                rate > 0 ? products / median / rate : 0, (unsigned long long)counters.plans_late);
     else
-        printf("%s on %s; matrix rate %.0f TFLOP/s\n"
+        printf("%s on %s; matrix rate %.1f TFLOP/s\n"
                "%d tokens in chunks of %d: %.2f ms, %.0f tokens/s, %.1f TFLOP/s with attention: "
                "%.1f%% of the rate, %.1f%% by the products with weights alone; %llu plans made late\n",
                o.shape, bench_device_text(rig.device), rate * 1e-12, o.tokens, o.chunk,

@@ -272,8 +272,8 @@ least_seconds(const struct placement *p, const struct options *o, const struct b
     double jobs = (double)o->rounds * o->prompts, decoded = (double)p->n_tokens - jobs;
     double context = decoded * (o->prompt_tokens + (double)p->n_tokens / jobs / 2);
 
-    return bench_least_seconds(&p->serving->config.shape, limits, (double)p->sum.steps, context,
-                               jobs * o->prompt_tokens);
+    return bench_least_seconds(p->serving->device, &p->serving->config.shape, limits,
+                               (double)p->sum.steps, context, jobs * o->prompt_tokens);
 }
 
 static double

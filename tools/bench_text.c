@@ -362,7 +362,7 @@ run(const struct options *o)
         bench_latency_open(&f.latency);
         measure(o, &po, &text, &o->place[i], &f);
         f.limit_s =
-            bench_least_seconds(&shape, &limits, f.steps, f.context, (double)f.in);
+            bench_least_seconds(po.device, &shape, &limits, f.steps, f.context, (double)f.in);
         print(o, bench_device_text(po.device), (double)table.size_bytes * 1e-9, &o->place[i], &f,
               base);
         if (base <= 0)
