@@ -118,7 +118,7 @@ bench_prefill(int argc, char **argv)
 
     if (o.json)
         printf("{\"command\": \"prefill\", \"device\": \"%s\", \"shape\": \"%s\", \"tokens\": %d, \"chunk\": %d, "
-               "\"ms\": %.3f, \"tokens_per_s\": %.1f, \"tflops\": %.2f, \"limit_tflops\": %.2f, "
+               "\"ms\": %.3f, \"tokens_per_s\": %.1f, \"tflops\": %.4f, \"limit_tflops\": %.4f, "
                "\"share\": %.4f, \"share_of_products_alone\": %.4f, \"plans_late\": %llu}\n",
                bench_device_text(rig.device), o.shape, o.tokens, o.chunk, median * 1e3, n / median,
                (products + attention) / median * 1e-12, rate * 1e-12,
