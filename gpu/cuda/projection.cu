@@ -116,10 +116,10 @@ for_gemv(const struct cuda_device *cuda, const struct gemv *g)
 }
 
 static struct gemv
-plain_product(void *out, const void *x, struct weight w, struct weight bias, bool accumulate,
+plain_product(enum gemv_end end, void *out, const void *x, struct weight w, struct weight bias,
               int n_rows)
 {
-    return {.end = accumulate ? GEMV_ADD : GEMV_BF16,
+    return {.end = end,
             .out = out,
             .ld_out = w.rows,
             .x = x,
@@ -134,7 +134,8 @@ int
 cuda_matmul(struct device *dev, void *out, const void *x, struct weight w, struct weight bias,
             bool accumulate, const struct batch *b, struct stream *stream)
 {
-    struct gemv g = plain_product(out, x, w, bias, accumulate, b->n_rows);
+    struct gemv g =
+        plain_product(accumulate ? GEMV_ADD : GEMV_BF16, out, x, w, bias, b->n_rows);
 
     return multiply(cuda_of(dev), &g);
 }
@@ -173,16 +174,9 @@ cuda_matmul_rows(struct device *dev, float *out, const void *x, const int32_t *r
 {
     struct cuda_device *cuda = cuda_of(dev);
     __nv_bfloat16 *rows = normalised(cuda);
-    struct gemv g = {.end = GEMV_F32,
-                     .out = out,
-                     .ld_out = w.rows,
-                     .x = x,
-                     .row = row,
-                     .w = w.data,
-                     .m = n,
-                     .n = w.rows,
-                     .k = w.cols};
+    struct gemv g = plain_product(GEMV_F32, out, x, w, {}, n);
 
+    g.row = row;
     if (for_gemv(cuda, &g))
         return cuda_gemv(cuda, &g);
     int result = LAUNCH(gather_rows_kernel, (unsigned)n, THREADS, 0, cuda->stream, rows,
@@ -235,26 +229,18 @@ static int
 add_product(struct cuda_device *cuda, float *x, const void *in, struct weight w, struct weight bias,
             struct weight next_norm, int n_rows)
 {
-    struct gemv g = plain_product(x, in, w, bias, true, n_rows);
+    struct gemv plain = plain_product(GEMV_ADD, x, in, w, bias, n_rows), g = plain;
 
-    cuda->carried_norm = NULL;
-    if (!next_norm.data || !cuda_skinny_fits(cuda, &g))
-        return multiply(cuda, &g);
     g.carried = normalised(cuda);
     g.carried_norm = (const float *)next_norm.data;
     g.squares = cuda->squares;
-    g.n_squares = cuda_skinny_squares(cuda, &g);
-    if (g.n_squares == 0) {
-        g.carried = NULL;
-        g.squares = NULL;
-    } else {
-        cuda->carried_norm = next_norm.data;
-        cuda->n_squares = g.n_squares;
-    }
-    return cuda_skinny(cuda, &g);
+    g.n_squares = next_norm.data ? cuda_skinny_squares(cuda, &g) : 0;
+    cuda->carried_norm = g.n_squares > 0 ? next_norm.data : NULL;
+    cuda->n_squares = g.n_squares;
+    return g.n_squares > 0 ? cuda_skinny(cuda, &g) : multiply(cuda, &plain);
 }
 
-/* g->x = x [rows, k], normalised, or as good as that for this product. */
+/* g->x = x [rows, k], normalised with g->eps, or as good as that for this product. */
 static int
 begin_norm(struct cuda_device *cuda, struct gemv *g, const float *x, struct weight norm)
 {
@@ -266,11 +252,9 @@ begin_norm(struct cuda_device *cuda, struct gemv *g, const float *x, struct weig
     if (carried && cuda_skinny_fits(cuda, g)) {
         g->squares = cuda->squares;
         g->n_squares = cuda->n_squares;
-        g->eps = cuda->shape.norm_eps;
         return 0;
     }
-    return cuda_rms_norm(&cuda->device, normalised(cuda), x, norm, g->m, g->k, cuda->shape.norm_eps,
-                         NULL);
+    return cuda_rms_norm(&cuda->device, normalised(cuda), x, norm, g->m, g->k, g->eps, NULL);
 }
 
 static bool
@@ -443,14 +427,7 @@ warm_up_rows(struct cuda_device *cuda, const struct step_products *p, int n_rows
 static int
 warm_up_head(struct cuda_device *cuda, const struct step_products *p, int n_rows)
 {
-    struct gemv g = {.end = GEMV_F32,
-                     .out = p->logits,
-                     .ld_out = p->head.rows,
-                     .x = normalised(cuda),
-                     .w = p->head.data,
-                     .m = n_rows,
-                     .n = p->head.rows,
-                     .k = p->head.cols};
+    struct gemv g = plain_product(GEMV_F32, p->logits, normalised(cuda), p->head, {}, n_rows);
 
     return multiply(cuda, &g);
 }
