@@ -40,23 +40,22 @@ int bench_device(const char *name, struct device **ret_device, struct err *err);
 /* The machine in words: the device, the host's CPUs, its memory. Static. */
 const char *bench_device_text(const struct device *device);
 
-/* The limits of the device, measured now; zero where there is none. A model that fits the CPUs' caches may beat
+/* The limits of the device, measured now. A model that fits the CPUs' caches may beat
  * theirs: memory is read in order, 512 MiB of it. */
 struct bench_limits {
     double read_bytes_per_s;
     double flop_per_s;            /* BF16 with F32 sums on a GPU, F32 on the CPU */
-    double to_device_bytes_per_s; /* from pinned memory */
+    double to_device_bytes_per_s; /* from pinned memory; the CPU: 0 */
 };
 int bench_host_limits(struct bench_limits *ret_limits, struct err *err);
 int bench_limits(struct device *device, struct bench_limits *ret_limits, struct err *err);
 
 /* The least seconds that `steps` steps can take: weights once a step and the KV cache at the bandwidth, the
- * prompts' products at the matrix rate. context: tokens in the KV cache, summed over the decode rows. 0: the
- * limits are not known. */
+ * prompts' products at the matrix rate. context: tokens in the KV cache, summed over the decode rows. */
 double bench_least_seconds(const struct device *device, const struct model_shape *shape,
                            const struct bench_limits *limits, double steps, double context,
                            double prompt_tokens);
-/* least_s of seconds: a number for JSON, 0 where it is not known; percent for a table, "-". */
+/* least_s of seconds: a number for JSON, percent for a table. */
 const char *bench_share_text(double least_s, double seconds, bool json, char *text, size_t size);
 
 /* What a GPU has counted of its steps; false, and zeros, for another device. */

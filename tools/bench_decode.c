@@ -69,7 +69,7 @@ measure(struct rig *r, const struct options *o, int batch, const struct bench_li
     for (int i = 0; i < ROUNDS; i++)
         seconds[i] = run_steps(r, o, batch);
     f.step_s = bench_median(seconds, ROUNDS);
-    f.bound_s = limits->read_bytes_per_s > 0 ? bytes / limits->read_bytes_per_s : 0;
+    f.bound_s = bytes / limits->read_bytes_per_s;
     if (counted && bench_counters(r->device, &after)) {
         double span = (double)(after.gpu_span_ns - before.gpu_span_ns);
 

@@ -161,8 +161,6 @@ bench_least_seconds(const struct device *device, const struct model_shape *shape
 {
     double weights = (double)bench_weight_bytes(shape), kv = (double)bench_kv_bytes(device, shape);
 
-    if (limits->read_bytes_per_s <= 0 || limits->flop_per_s <= 0)
-        return 0;
     return (steps * weights + context * kv) / limits->read_bytes_per_s +
            prompt_tokens * bench_token_flop(shape) / limits->flop_per_s;
 }
@@ -172,10 +170,8 @@ bench_share_text(double least_s, double seconds, bool json, char *text, size_t s
 {
     if (json)
         snprintf(text, size, "%.4f", least_s / seconds);
-    else if (least_s > 0)
-        snprintf(text, size, "%.1f%%", 100 * least_s / seconds);
     else
-        snprintf(text, size, "-");
+        snprintf(text, size, "%.1f%%", 100 * least_s / seconds);
     return text;
 }
 

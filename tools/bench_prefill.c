@@ -122,16 +122,15 @@ bench_prefill(int argc, char **argv)
                "\"share\": %.4f, \"share_of_products_alone\": %.4f, \"plans_late\": %llu}\n",
                bench_device_text(rig.device), o.shape, o.tokens, o.chunk, median * 1e3, n / median,
                (products + attention) / median * 1e-12, rate * 1e-12,
-               rate > 0 ? (products + attention) / median / rate : 0,
-               rate > 0 ? products / median / rate : 0, (unsigned long long)counters.plans_late);
+               (products + attention) / median / rate, products / median / rate,
+               (unsigned long long)counters.plans_late);
     else
         printf("%s on %s; matrix rate %.1f TFLOP/s\n"
                "%d tokens in chunks of %d: %.2f ms, %.0f tokens/s, %.1f TFLOP/s with attention: "
                "%.1f%% of the rate, %.1f%% by the products with weights alone; %llu plans made late\n",
                o.shape, bench_device_text(rig.device), rate * 1e-12, o.tokens, o.chunk,
                median * 1e3, n / median, (products + attention) / median * 1e-12,
-               rate > 0 ? 100 * (products + attention) / median / rate : 0,
-               rate > 0 ? 100 * products / median / rate : 0,
+               100 * (products + attention) / median / rate, 100 * products / median / rate,
                (unsigned long long)counters.plans_late);
     rig_close(&rig);
     return 0;
