@@ -70,8 +70,12 @@ run_tight(struct job *(*make)(unsigned), int n, const char *const *pages)
         struct rig *r = open_rig(variant > 0, pages, 0);
 
         hurry_or_crawl(r, variant == 2 ? 300 : 0);
+        if (r->behind) /* none ends before all are there to compete for pages */
+            behind_hold(r->behind, 0);
         for (int i = 0; i < n; i++)
             submit(r, i, make((unsigned)i));
+        if (r->behind)
+            behind_release(r->behind);
         assert_true(wait_ended(r, n, PATIENCE_MS));
         for (int i = 0; i < n; i++) {
             assert_int_equal(r->outcome[i].error, 0);
