@@ -33,16 +33,18 @@ hash_of(uint64_t seed, uint64_t index)
 }
 
 static void
-make_shape(struct model_shape *s)
+make_shape(struct model_shape *s, enum model_width width)
 {
+    bool wide = width == MODEL_WIDE;
+
     *s = (struct model_shape){.family = FAMILY_ENGRAM,
                               .vocab = MODEL_VOCAB,
-                              .hidden = 256,
+                              .hidden = wide ? 1024 : 256,
                               .layers = 3,
                               .heads = 8,
                               .kv_heads = 2,
-                              .head_dim = 64,
-                              .intermediate = 512,
+                              .head_dim = wide ? 128 : 64,
+                              .intermediate = wide ? 2048 : 512,
                               .max_position = 4096,
                               .norm_eps = 1e-6f,
                               .qk_norm = true,
@@ -102,7 +104,7 @@ load(struct ops_model *m, struct err *err)
 }
 
 struct ops_model *
-model_open(struct device *dev)
+model_open(struct device *dev, enum model_width width)
 {
     struct ops_model *m = calloc(1, sizeof *m);
     struct forward_limits limits = {.max_rows = MODEL_ROWS,
@@ -115,7 +117,7 @@ model_open(struct device *dev)
 
     ASSERT(m);
     m->dev = dev;
-    make_shape(&m->shape);
+    make_shape(&m->shape, width);
     m->memory = dev->ops->alloc_shared(dev, sizeof *m->memory);
     ASSERT(m->memory);
     memset(m->memory, 0, sizeof *m->memory);

@@ -31,8 +31,13 @@ struct model_part {
     bool engram_off;
 };
 
+enum model_width {
+    MODEL_NARROW,
+    MODEL_WIDE, /* wide enough for what a backend has for large models alone: products that share a sum, carried norms */
+};
+
 /* Takes the device, also when it fails; aborts with a line that says why. */
-struct ops_model *model_open(struct device *dev);
+struct ops_model *model_open(struct device *dev, enum model_width width);
 struct ops_model *model_close(struct ops_model *m); /* accepts NULL, returns NULL */
 /* One step; one output for each part, of its last row, sampled with all top log-probabilities.
  * logits NULL, or [n_parts, vocab]: a decode step with it is never a graph. ret_results [n_parts]

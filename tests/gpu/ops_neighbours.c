@@ -204,18 +204,17 @@ check_logits(struct ops_model *host, struct ops_model *cuda)
     }
 }
 
-void
-ops_neighbours(void)
+static void
+check_model(enum model_width width)
 {
     struct host_device_options options = {.n_threads = 0, .isa = "auto"};
     struct device *dev[SIDES];
     struct err err = ERR_INIT;
 
-    if (!ops_wanted("neighbours") && !ops_wanted("forward"))
-        return;
     ASSERT(host_device_open(&dev[HOST], &options, &err) == 0);
     ASSERT(cuda_plugin_open(&dev[CUDA], ops_options.ordinal, &err) == 0);
-    struct ops_model *host = model_open(dev[HOST]), *cuda = model_open(dev[CUDA]);
+    struct ops_model *host = model_open(dev[HOST], width), *cuda = model_open(dev[CUDA], width);
+    printf("%-14s a model of width %d\n", "forward", cuda->shape.hidden);
     check_logits(host, cuda);
     if (!ops_options.quick) {
         prefill_all(cuda);
@@ -225,4 +224,13 @@ ops_neighbours(void)
     check_warmed_up(cuda);
     (void)model_close(host);
     (void)model_close(cuda);
+}
+
+void
+ops_neighbours(void)
+{
+    if (!ops_wanted("neighbours") && !ops_wanted("forward"))
+        return;
+    check_model(MODEL_NARROW);
+    check_model(MODEL_WIDE);
 }
