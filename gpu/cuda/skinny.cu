@@ -89,7 +89,8 @@ bring(const struct skinny_args &args, struct work work, shared_address ring, sha
 
 template <int NT, int END>
 __global__ static void
-__launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ struct skinny_args args)
+__launch_bounds__(((END == GEMV_QKV ? (int)HEAD_WARPS : (int)MOST_WARPS) + 1) * 32)
+    skinny_kernel(const __grid_constant__ struct skinny_args args)
 {
 #if __CUDA_ARCH_FEAT_SM90_ALL
     enum { TWO = END == GEMV_SWIGLU, MAY_NORM = END != GEMV_ADD && END != GEMV_F32 };
@@ -108,6 +109,9 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
     shared_address base = shared_address_of(shared);
     shared_address ring = base + (ALIGN_BYTES - base % ALIGN_BYTES) % ALIGN_BYTES;
     shared_address full = shared_address_of(counters), empty = full + 8 * MOST_STAGES;
+    struct quads quads = quads_of(work.tile, warps, splits, rank);
+    struct stream_part<NT> stream;
+    struct head_angles<NT> angles;
     float sum[NT][4] = {};
 
     work.n_steps = (work.last - work.first) *
@@ -133,8 +137,12 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
         /* Of the step's beginning, which is over: see launch.h. */
         if (END == GEMV_QKV && (int)threadIdx.x < a.m)
             place[threadIdx.x] = row_in_cache(&args.qkv.kv, &args.qkv.batch, (int)threadIdx.x);
+        if (END == GEMV_QKV)
+            ask_angles(&angles, args.qkv, a.m, splits, rank);
         dependency_wait();
         /* Behind the ring's copies a load takes its time: these come while the sums are made. */
+        if (END == GEMV_ADD && splits > 1)
+            ask_stream(&stream, a, quads);
         struct row_squares squares;
         if (MAY_NORM && wants_norm(a) && warp < NT)
             ask_squares(&squares, a, warp * 8 + lane / 4, lane);
@@ -186,9 +194,10 @@ __launch_bounds__((MOST_WARPS + 1) * 32) skinny_kernel(const __grid_constant__ s
         }
     }
     if (END == GEMV_QKV)
-        add_up_head<NT>(a, args.qkv, sum, (float *)shared, factor, place, splits, rank, work.tile);
+        add_up_head<NT>(a, args.qkv, sum, (float *)shared, factor, place, angles, splits, rank,
+                        work.tile);
     else if (!TWO && END != GEMV_F32 && splits > 1)
-        add_up<NT, END>(a, sum, (float *)shared, factor, splits, rank, work.tile, warps);
+        add_up<NT, END>(a, sum, (float *)shared, factor, stream, quads, splits, work.tile, warps);
 #endif
 }
 

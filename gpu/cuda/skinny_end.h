@@ -16,29 +16,80 @@ enum {
     HEAD_WARPS = HEAD / WARP_ROWS,
 };
 
-/* Four columns of the residual stream; with `carried` also what the product behind takes: then `quads` neighbouring
- * threads, a power of two, have a row of this block's part. */
+/* Volatile, so that the loads of a batch stay together, and where they are written. */
+__device__ static inline float4
+load_4(const float *from)
+{
+    float4 v;
+
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+
+/* Where a thread's quads of columns are, of those that its block of a cluster writes: always the same columns, a row
+ * further down each time. Threads of summing warps alone. */
+struct quads {
+    int n, turn; /* of a row of this block; of all its threads, each time */
+    int column;
+};
+
+__device__ static inline struct quads
+quads_of(int tile, int warps, int splits, int rank)
+{
+    int tile_rows = warps * WARP_ROWS, n = tile_rows / splits / 4;
+
+    return {n, warps * 32, tile * tile_rows + (rank * n + (int)threadIdx.x % n) * 4};
+}
+
+/* What GEMV_ADD needs beside the sums; quads that a thread has at most. */
+template <int NT>
+struct stream_part {
+    enum { MOST = NT > 1 ? NT / 2 : 1 };
+    float4 x[MOST], bias, norm;
+};
+
+template <int NT>
 __device__ static inline void
-add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
+ask_stream(struct stream_part<NT> *s, const struct gemv &a, struct quads q)
+{
+    const float *from = (const float *)a.out + q.column;
+
+    if (q.column >= a.n)
+        return;
+    if (a.bias)
+        s->bias = load_4(a.bias + q.column);
+    if (a.carried)
+        s->norm = load_4(a.carried_norm + q.column);
+#pragma unroll
+    for (int i = 0; i < stream_part<NT>::MOST; i++) {
+        int at = i * q.turn + (int)threadIdx.x;
+
+        if (at < a.m * q.n)
+            s->x[i] = load_4(from + (size_t)(at / q.n) * (size_t)a.ld_out);
+    }
+}
+
+/* Four columns of the residual stream, x; with `carried` also what the product behind takes: then `quads` neighbouring
+ * threads, a power of two, have a row of this block's part. */
+template <int NT>
+__device__ static inline void
+add_to_stream(const struct gemv &a, const struct stream_part<NT> &s, int row, int column, float4 x,
+              float4 v, int quads)
 {
     float squares = 0;
 
     if (column < a.n) {
-        float4 *at = (float4 *)((float *)a.out + (size_t)row * (size_t)a.ld_out + (size_t)column);
-        float4 x = *at;
-
-        if (a.bias) {
-            float4 bias = *(const float4 *)(a.bias + column);
-            v = make_float4(v.x + bias.x, v.y + bias.y, v.z + bias.z, v.w + bias.w);
-        }
+        if (a.bias)
+            v = make_float4(v.x + s.bias.x, v.y + s.bias.y, v.z + s.bias.z, v.w + s.bias.w);
         x = make_float4(x.x + v.x, x.y + v.y, x.z + v.z, x.w + v.w);
-        *at = x;
+        *(float4 *)((float *)a.out + (size_t)row * (size_t)a.ld_out + (size_t)column) = x;
         if (a.carried) {
-            float4 norm = *(const float4 *)(a.carried_norm + column);
-
             *(uint2 *)(a.carried + (size_t)row * (size_t)a.n + (size_t)column) =
-                make_uint2(pack_bf16(x.x * norm.x, x.y * norm.y),
-                           pack_bf16(x.z * norm.z, x.w * norm.w));
+                make_uint2(pack_bf16(x.x * s.norm.x, x.y * s.norm.y),
+                           pack_bf16(x.z * s.norm.z, x.w * s.norm.w));
             squares = x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         }
     }
@@ -52,7 +103,6 @@ add_to_stream(const struct gemv &a, int row, int column, float4 v, int quads)
         a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
 }
 
-/* Volatile, so that the loads of a batch stay together. */
 __device__ static inline float2
 load_2(const float *from)
 {
@@ -156,32 +206,34 @@ put_sums(float *part, int stride, const float (*sum)[4], int warp, int warps, in
                  e / 2 * 8] = sum[j][e];
 }
 
-/* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. */
+/* The sums of all blocks of the cluster, each of which writes a part of the columns. All threads. stream: of GEMV_ADD. */
 template <int NT, int END>
 __device__ static void
-add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *factor, int splits,
-       int rank, int tile, int warps)
+add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *factor,
+       const struct stream_part<NT> &stream, struct quads q, int splits, int tile, int warps)
 {
-    int tile_rows = warps * WARP_ROWS, stride = tile_rows + SKEW;
-    int quads = tile_rows / splits / 4;
+    int tile_rows = warps * WARP_ROWS, stride = tile_rows + SKEW, warp = (int)threadIdx.x / 32;
 
-    put_sums<NT>(part, stride, sum, (int)threadIdx.x / 32, warps, (int)threadIdx.x % 32);
+    put_sums<NT>(part, stride, sum, warp, warps, (int)threadIdx.x % 32);
     cluster_barrier();
-    for (int i = (int)threadIdx.x; i < a.m * quads; i += (int)blockDim.x) {
-        int row = i / quads, column = (rank * quads + i - row * quads) * 4;
-        shared_address at = shared_address_of(part + row * stride + column);
-        float4 v = sum_of_cluster(at, splits);
+#pragma unroll
+    for (int i = 0; i < stream_part<NT>::MOST; i++) {
+        int at = i * q.turn + (int)threadIdx.x, row = at / q.n;
 
-        column += tile * tile_rows;
+        if (warp >= warps || at >= a.m * q.n)
+            break;
+        const float *sums = part + row * stride + q.column - tile * tile_rows;
+        float4 v = sum_of_cluster(shared_address_of(sums), splits);
+
         if (END == GEMV_ADD) {
-            add_to_stream(a, row, column, v, quads);
+            add_to_stream(a, stream, row, q.column, stream.x[i], v, q.n);
             continue;
         }
         float f = factor[row];
-        put_product<END, true>(a, row, column, v.x * f, 0);
-        put_product<END, true>(a, row, column + 1, v.y * f, 0);
-        put_product<END, true>(a, row, column + 2, v.z * f, 0);
-        put_product<END, true>(a, row, column + 3, v.w * f, 0);
+        put_product<END, true>(a, row, q.column, v.x * f, 0);
+        put_product<END, true>(a, row, q.column + 1, v.y * f, 0);
+        put_product<END, true>(a, row, q.column + 2, v.z * f, 0);
+        put_product<END, true>(a, row, q.column + 3, v.w * f, 0);
     }
     cluster_barrier(); /* the others may still read what is here */
 }
@@ -215,42 +267,60 @@ finish_head(const struct qkv_args &a, const struct qkv_head &h, const float *nor
                        v.w * cosine.w + sign * other.w * sine.w);
 }
 
-/* GEMV_QKV: the sums of a head, `tile`. Rows are dealt to the blocks of the cluster and their warps. place: where k of
- * head 0 of a row belongs. All threads. */
+/* Angles of the rows that a warp finishes: a row of every HEAD_WARPS * splits. */
+template <int NT>
+struct head_angles {
+    enum { ROWS = NT > 1 ? NT / 2 : 1 };
+    float4 cosine[ROWS], sine[ROWS];
+};
+
+__device__ static inline int
+row_of_head(int i, int splits, int rank)
+{
+    return (i * HEAD_WARPS + (int)threadIdx.x / 32) * splits + rank;
+}
+
+template <int NT>
+__device__ static inline void
+ask_angles(struct head_angles<NT> *h, const struct qkv_args &a, int rows, int splits, int rank)
+{
+#pragma unroll
+    for (int i = 0; i < head_angles<NT>::ROWS; i++) {
+        int row = row_of_head(i, splits, rank);
+
+        if (row < rows) {
+            const float *angles = a.angles + row * HEAD + (int)threadIdx.x % 16 * 4;
+            h->cosine[i] = load_4(angles);
+            h->sine[i] = load_4(angles + HEAD / 2);
+        }
+    }
+}
+
+/* GEMV_QKV: the sums of a head, `tile`. Rows are dealt to the blocks of the cluster and their summing warps. place:
+ * where k of head 0 of a row belongs. All threads. */
 template <int NT>
 __device__ static void
 add_up_head(const struct gemv &g, const struct qkv_args &a, const float (*sum)[4], float *part,
-            const float *factor, __nv_bfloat16 *const *place, int splits, int rank, int head)
+            const float *factor, __nv_bfloat16 *const *place, const struct head_angles<NT> &angles,
+            int splits, int rank, int head)
 {
-    enum { STRIDE = HEAD + SKEW, ALL_WARPS = HEAD_WARPS + 1, ROWS = NT * 4 / ALL_WARPS + 1 };
+    enum { STRIDE = HEAD + SKEW };
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const float *norm = head < a.heads ? a.q_norm : a.k_norm;
-    float4 cosine[ROWS], sine[ROWS];
 
     put_sums<NT>(part, STRIDE, sum, warp, HEAD_WARPS, lane);
-    /* Asked for before the others are waited for. */
-#pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-        int row = (i * ALL_WARPS + warp) * splits + rank;
-
-        if (row < g.m) {
-            const float *angles = a.angles + row * HEAD + lane % 16 * 4;
-            cosine[i] = *(const float4 *)angles;
-            sine[i] = *(const float4 *)(angles + HEAD / 2);
-        }
-    }
     cluster_barrier();
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-        int row = (i * ALL_WARPS + warp) * splits + rank;
+    for (int i = 0; i < head_angles<NT>::ROWS; i++) {
+        int row = row_of_head(i, splits, rank);
 
-        if (row >= g.m)
+        if (warp >= HEAD_WARPS || row >= g.m)
             break;
         struct qkv_head h = head_of(&a, place[row], row, head);
         float4 v = sum_of_cluster(shared_address_of(part + row * STRIDE + lane * 4), splits);
         float f = factor[row];
-        v = finish_head(a, h, norm, make_float4(v.x * f, v.y * f, v.z * f, v.w * f), cosine[i],
-                        sine[i], lane);
+        v = finish_head(a, h, norm, make_float4(v.x * f, v.y * f, v.z * f, v.w * f),
+                        angles.cosine[i], angles.sine[i], lane);
         if (h.to)
             *(uint2 *)(h.to + lane * 4) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
     }
