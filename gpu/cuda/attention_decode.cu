@@ -18,7 +18,7 @@
  *     counters  [max_sequences, heads] int32, 0 between steps
  *     summaries [pieces, heads] float2: maximum (times the scale, log2), denominator
  *     values    [pieces, heads, head_dim] F32                                                      */
-#include "gpu/cuda/attention_paged.h"
+#include "gpu/cuda/attention_decode.h"
 
 enum {
     DECODE_WARPS = 8,
@@ -26,21 +26,6 @@ enum {
     DECODE_GROUPS = (int)CUDA_SPLIT_TOKENS / (int)KEY_GROUP / (int)DECODE_WARPS, /* of a warp */
 };
 static_assert((int)DECODE_GROUPS * (int)DECODE_WARPS * (int)KEY_GROUP == (int)CUDA_SPLIT_TOKENS);
-
-struct decode_args {
-    __nv_bfloat16 *out;
-    const __nv_bfloat16 *q;
-    struct paged_keys keys;
-    const struct cuda_piece *pieces;
-    int heads, group; /* query heads, those of a KV head */
-    int chunks;       /* blocks that a group of heads is cut into */
-    int units;        /* blocks of a piece */
-    int split;        /* positions of a piece */
-    float scale_log2;
-    int32_t *counters;
-    float2 *summaries;
-    float *values;
-};
 
 static size_t
 align_256(size_t bytes)
@@ -144,6 +129,29 @@ merge_pieces(const struct decode_args *a, int row, int first_piece, int n_pieces
                 *to = __float2bfloat16(value[0]);
         }
     }
+}
+
+__global__ static void
+__launch_bounds__(DECODE_THREADS) attention_merge(struct decode_args a)
+{
+    constexpr int D = 128;
+    __shared__ float scratch[DECODE_THREADS * 4];
+    struct cuda_piece piece;
+
+    dependency_wait();
+    piece = a.pieces[blockIdx.x];
+    if (piece.row < 0 || piece.index > 0 || piece.n_keys <= a.split)
+        return;
+    merge_pieces<4>(&a, piece.row, (int)blockIdx.x, cuda_pieces(piece.n_keys, a.split),
+                    (int)blockIdx.y * a.group, a.group, D, scratch);
+}
+
+int
+cuda_attention_merge(struct cuda_device *dev, const struct decode_args *a)
+{
+    dim3 grid((unsigned)dev->n_pieces, (unsigned)(a->heads / a->group));
+
+    return LAUNCH(attention_merge, grid, DECODE_THREADS, 0, dev->stream, *a);
 }
 
 /* Whether this block is the last of the row's pieces for its heads; then it sees what the others wrote.
@@ -533,10 +541,13 @@ cuda_attention_decode(struct cuda_device *dev, void *out, const void *q, const s
         .summaries = (float2 *)(partial + counters_bytes(dev->limits.max_sequences, shape->heads)),
     };
 
-    (void)batch;
     a.values = (float *)((char *)a.summaries + align_256(pieces * heads * sizeof(float2)));
     if (dev->n_pieces == 0)
         return 0;
+    if (batch->n_decode > CUDA_STREAM_ROWS && cuda_attention_stream_fits(dev, kv, &a, shape)) {
+        int result = cuda_attention_stream(dev, kv, layer, &a, shape);
+        return result >= 0 && dev->several_pieces ? cuda_attention_merge(dev, &a) : result;
+    }
     switch (shape->head_dim) {
     case 64:
         return a.group <= 8 ? launch_decode<64, 1>(&a, shape->kv_heads, dev->n_pieces, dev->stream)
@@ -563,6 +574,8 @@ cuda_attention_decode_open(struct cuda_device *dev)
     int result = ALLOW_SHARED((attention_decode<64, 1>), (decode_shared_bytes<64, 1>(8)));
 
     LOAD_KERNELS(dev, attention_decode_any);
+    if (result >= 0)
+        result = cuda_attention_stream_open(dev);
     if (result >= 0)
         result = ALLOW_SHARED((attention_decode<64, 2>), (decode_shared_bytes<64, 2>(16)));
     if (result >= 0)

@@ -68,6 +68,16 @@ copy_box_2d(shared_address to, const CUtensorMap *map, int c0, int c1, shared_ad
 }
 
 __device__ static inline void
+copy_box_3d(shared_address to, const CUtensorMap *map, int c0, int c1, int c2, shared_address counter,
+            uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::"
+                 "cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+                 "l"(map), "r"(counter), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+                 : "memory");
+}
+
+__device__ static inline void
 copy_box_4d(shared_address to, const CUtensorMap *map, int c0, int c1, int c2, int c3,
             shared_address counter, uint64_t policy)
 {

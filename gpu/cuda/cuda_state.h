@@ -54,6 +54,8 @@ struct cuda_tile {
  * step decodes a single row and the machine is otherwise idle, of CUDA_SPLIT_TOKENS_ALONE. Pieces are
  * combined in rising order. */
 enum { CUDA_SPLIT_TOKENS = 256, CUDA_SPLIT_TOKENS_ALONE = 128 };
+/* attention_stream.cu takes more decoding rows than that; one of the counts that steps are padded to. */
+enum { CUDA_STREAM_ROWS = 32 };
 
 /* One such piece: positions index * split_tokens and on of decoding row `row`. The pieces of a row
  * follow each other in rising order, rows rise too; behind the last come pieces of no row, up to the
@@ -105,6 +107,7 @@ struct cuda_device {
     const void *carried_norm; /* weights of the norm whose rows projection.cu has ready, but for their factors; or NULL */
     int n_squares;
     int n_pieces; /* with those of no row: rounded up, so that few sizes of a graph are needed */
+    bool several_pieces; /* some row has more than one */
     bool
         all_greedy; /* every output is greedy without bias, counts, bans, forced token, replay and top: sampling may take
                         a shorter way with the same result */

@@ -52,7 +52,7 @@ struct step_copy {
 
 struct graph_key {
     int32_t rows, pieces;
-    bool engram, greedy;
+    bool several_pieces, engram, greedy;
     uintptr_t tables; /* of the addresses of resident tables, which are arguments of kernels */
 };
 
@@ -561,6 +561,7 @@ pack_pieces(struct cuda_device *cuda, struct packer *p, const struct batch *b)
     if (n > (int64_t)max_pieces(&cuda->limits))
         return -EINVAL;
     cuda->pieces = at->pieces;
+    cuda->several_pieces = n > b->n_decode;
     cuda->n_pieces = n > 0 ? rounded_pieces((int)n) : 0;
     struct cuda_piece *piece =
         (struct cuda_piece *)pack(p, at->pieces, (size_t)cuda->n_pieces * sizeof *piece);
@@ -624,7 +625,8 @@ find_graph(struct cuda_steps *s, const struct graph_key *key)
     for (int i = 0; i < s->n_graphs; i++) {
         const struct graph_key *k = &s->graph[i].key;
 
-        if (k->rows == key->rows && k->pieces == key->pieces && k->engram == key->engram &&
+        if (k->rows == key->rows && k->pieces == key->pieces &&
+            k->several_pieces == key->several_pieces && k->engram == key->engram &&
             k->greedy == key->greedy && k->tables == key->tables)
             return &s->graph[i];
     }
@@ -644,7 +646,7 @@ static struct step_graph *
 choose_graph(struct cuda_device *cuda, const struct forward_step *step, int n_padded)
 {
     struct cuda_steps *s = cuda->steps;
-    struct graph_key key = {n_padded, cuda->n_pieces,
+    struct graph_key key = {n_padded, cuda->n_pieces, cuda->several_pieces,
                             cuda->shape.engram.n_layers > 0 && batch_any_engram(&step->batch),
                             cuda->all_greedy, 0};
 

@@ -6,7 +6,7 @@
 #include "gpu/forward.h"
 
 enum {
-    MODEL_SEQS = 16,
+    MODEL_SEQS = 44,
     MODEL_TOKENS = 800, /* of a sequence */
     MODEL_ROWS = 256,   /* of a step */
     MODEL_PAGE_TOKENS = 16,

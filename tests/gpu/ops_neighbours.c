@@ -16,9 +16,11 @@
 
 #define BOUND_MODEL 6e-2 /* BF16 from layer to layer; as the golden models on a GPU */
 
-/* Where each sequence stands. */
-static const int context_of[MODEL_SEQS] = {100, 3,  40, 255, 256, 600, 700, 17,
-                                           1,   90, 12, 300, 5,   64,  128, 33};
+/* Where each sequence stands: four of them behind more than a piece of attention_decode.cu. */
+static const int context_of[MODEL_SEQS] = {100, 3,   40,  255, 256, 600, 700, 17, 1,  90,  12,
+                                           300, 5,   64,  128, 33,  20,  31,  32, 47, 48,  49,
+                                           63,  65,  79,  80,  81,  95,  96,  97, 99, 110, 111,
+                                           112, 113, 127, 129, 143, 160, 200, 7,  9,  11,  2};
 /* For the table's lines; issues nothing. */
 static struct rig table;
 
@@ -116,6 +118,56 @@ check_decode(struct ops_model *m)
     other = decode(m, (int[]){5, 0}, 2, 1);
     ops_report_fact(&table, "neighbours", same_result(&pair, &other),
                     "decode, 2 sequences, ours at 0 and at 1: same bits");
+}
+
+/* Sequences first, and then all others but those in `without`, up to n. */
+static void
+choose(int *seqs, int n, int first, const int *without, int n_without)
+{
+    int have = 0;
+
+    seqs[have++] = first;
+    for (int s = 0; s < MODEL_SEQS && have < n; s++) {
+        bool wanted = s != first;
+        for (int i = 0; i < n_without; i++)
+            wanted = wanted && s != without[i];
+        if (wanted)
+            seqs[have++] = s;
+    }
+    ASSERT(have == n);
+}
+
+/* More rows than a kernel for few takes; the same number of pieces with and without a row that has two. */
+static void
+check_decode_many(struct ops_model *m)
+{
+    static const int longer[] = {4, 5, 6, 11};
+    int whole[40], one_longer[40], all_longer[36];
+    struct sample_result first[2];
+
+    choose(whole, 40, 0, longer, 4);
+    choose(one_longer, 39, 11, longer, 3);
+    choose(all_longer, 36, 11, NULL, 0);
+    for (int i = 0; i < 12; i++) {
+        struct sample_result a = i % 3 == 0   ? decode(m, whole, 40, 0)
+                                 : i % 3 == 1 ? decode(m, one_longer, 39, 1)
+                                              : decode(m, all_longer, 36, 1);
+        struct sample_result b = i % 3 == 0   ? a
+                                 : i % 3 == 1 ? decode(m, one_longer, 39, 0)
+                                              : decode(m, all_longer, 36, 0);
+        if (i == 0)
+            first[0] = a;
+        if (i == 1)
+            first[1] = b;
+        ops_report_fact(&table, "neighbours", same_result(&first[0], &a),
+                        "decode, %d sequences: same bits",
+                        i % 3 == 0   ? 40
+                        : i % 3 == 1 ? 39
+                                     : 36);
+        if (i % 3 > 0)
+            ops_report_fact(&table, "neighbours", same_result(&first[1], &b),
+                            "decode, %d sequences, ours longer: same bits", i % 3 == 1 ? 39 : 36);
+    }
 }
 
 /* One step of these parts, each from its saved state or from nothing; the result of `of`. */
@@ -219,6 +271,7 @@ check_model(enum model_width width)
     if (!ops_options.quick) {
         prefill_all(cuda);
         check_decode(cuda);
+        check_decode_many(cuda);
         check_prefill(cuda);
     }
     check_warmed_up(cuda);
