@@ -1,4 +1,5 @@
-/* attention_decode: one query row per sequence against its KV cache, as fast as memory gives it.
+/* attention_decode: one query row per sequence against its KV cache, as fast as memory gives it. For the rows that
+ * attention_stream.cu does not take; and what adds up the pieces that it leaves (attention_merge).
  *
  * A block takes one piece (up to CUDA_SPLIT_TOKENS positions) of one row and all query heads of one KV head,
  * so that a key is read from memory once. Each of its 8 warps holds 2 groups of 16 keys, and nothing is
@@ -131,6 +132,7 @@ merge_pieces(const struct decode_args *a, int row, int first_piece, int n_pieces
     }
 }
 
+/* A block for a piece and KV head: those of first pieces have work, where there are more. */
 __global__ static void
 __launch_bounds__(DECODE_THREADS) attention_merge(struct decode_args a)
 {

@@ -35,6 +35,7 @@ struct stream_args {
     int kv_heads, n_units;
 };
 
+#if __CUDA_ARCH__ >= 900
 struct unit_range {
     int first_key, n_keys; /* of the piece */
 };
@@ -239,6 +240,8 @@ write_piece(const struct unit_sums *u, const struct decode_args *a, int slot, in
             a->summaries[at] = make_float2(u->top[h], u->sum[h]);
     }
 }
+
+#endif
 
 __global__ static void
 __launch_bounds__(WARPS * 32) attention_stream(const __grid_constant__ struct stream_args args)

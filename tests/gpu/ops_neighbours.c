@@ -285,5 +285,6 @@ ops_neighbours(void)
     if (!ops_wanted("neighbours") && !ops_wanted("forward"))
         return;
     check_model(MODEL_NARROW);
-    check_model(MODEL_WIDE);
+    if (!ops_options.quick)
+        check_model(MODEL_WIDE);
 }
