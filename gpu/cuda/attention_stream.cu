@@ -7,10 +7,9 @@
  *
  * Scores are K Q^T and outputs V^T P^T, as in attention_decode.cu; the maximum is a running one. Rows of 128 bytes lie
  * in shared memory with their 16-byte parts changed about (128-byte swizzle), so that ldmatrix meets no bank twice. */
-#include <cudaTypedefs.h>
-
 #include "gpu/cuda/attention_decode.h"
 #include "gpu/cuda/cluster.h"
+#include "gpu/cuda/driver.h"
 
 enum {
     HEAD = 128,
@@ -329,16 +328,11 @@ static bool
 map_layer(const struct cuda_device *dev, CUtensorMap *ret_map, const struct kv_cache *kv, int layer)
 {
     cuuint64_t rows = (cuuint64_t)kv->n_pages * 2 * (cuuint64_t)(kv->kv_heads * kv->page_tokens);
-    cuuint64_t dims[3] = {HEAD / 2, rows, 2}, strides[2] = {HEAD * 2, HEAD};
-    cuuint32_t box[3] = {HEAD / 2, KEY_GROUP, 2}, one[3] = {1, 1, 1};
-    PFN_cuTensorMapEncodeTiled_v12000 encode =
-        (PFN_cuTensorMapEncodeTiled_v12000)dev->encode_tensor_map;
-    void *data = (__nv_bfloat16 *)kv->data + cuda_kv_offset(kv, layer, 0, 0, 0);
+    cuuint64_t sizes[3] = {HEAD / 2, rows, 2}, strides[2] = {HEAD * 2, HEAD};
+    cuuint32_t box[3] = {HEAD / 2, KEY_GROUP, 2};
 
-    return encode(ret_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, data, dims, strides, box, one,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return cuda_map_boxes(dev, ret_map, (__nv_bfloat16 *)kv->data + cuda_kv_offset(kv, layer, 0, 0, 0),
+                          3, sizes, strides, box);
 }
 
 int

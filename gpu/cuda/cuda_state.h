@@ -83,7 +83,7 @@ struct cuda_device {
     size_t l2_bytes;
     size_t block_shared_bytes; /* dynamic shared memory one block can have; 1 KiB is left for static */
     int clusters[2];         /* of 2 and of 4 blocks of skinny.cu that run at the same time */
-    void *encode_tensor_map; /* the driver's, for skinny.cu; NULL where it is not for this device */
+    void *encode_tensor_map; /* the driver's, for driver.cu; NULL where skinny.cu is not for this device */
     int kernels;     /* loaded when the device was opened; engram_gather and engram_fuse name theirs one by one */
     char text[384];  /* for logs */
     cudaStream_t stream;

@@ -7,34 +7,20 @@
 #include <cudaTypedefs.h>
 #include <stdlib.h>
 
-#include "gpu/cuda/launch.h"
-
-/* Not linked: the plugin is to be loaded where there is no driver. NULL: this driver is older than it. */
-static void *
-driver_function(const char *name, unsigned version)
-{
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    void *function = NULL;
-
-    if (cudaGetDriverEntryPointByVersion(name, &function, version, cudaEnableDefault, &found) !=
-            cudaSuccess ||
-        found != cudaDriverEntryPointSuccess)
-        return NULL;
-    return function;
-}
+#include "gpu/cuda/driver.h"
 
 int
 cuda_load_kernels(const void *kernel)
 {
     PFN_cuKernelGetLibrary_v12050 library_of =
-        (PFN_cuKernelGetLibrary_v12050)driver_function("cuKernelGetLibrary", 12050);
+        (PFN_cuKernelGetLibrary_v12050)cuda_driver_function("cuKernelGetLibrary", 12050);
     PFN_cuLibraryGetKernelCount_v12040 count =
-        (PFN_cuLibraryGetKernelCount_v12040)driver_function("cuLibraryGetKernelCount", 12040);
+        (PFN_cuLibraryGetKernelCount_v12040)cuda_driver_function("cuLibraryGetKernelCount", 12040);
     PFN_cuLibraryEnumerateKernels_v12040 list =
-        (PFN_cuLibraryEnumerateKernels_v12040)driver_function("cuLibraryEnumerateKernels", 12040);
+        (PFN_cuLibraryEnumerateKernels_v12040)cuda_driver_function("cuLibraryEnumerateKernels", 12040);
     PFN_cuKernelGetFunction_v12000 function_of =
-        (PFN_cuKernelGetFunction_v12000)driver_function("cuKernelGetFunction", 12000);
-    PFN_cuFuncLoad_v12040 load = (PFN_cuFuncLoad_v12040)driver_function("cuFuncLoad", 12040);
+        (PFN_cuKernelGetFunction_v12000)cuda_driver_function("cuKernelGetFunction", 12000);
+    PFN_cuFuncLoad_v12040 load = (PFN_cuFuncLoad_v12040)cuda_driver_function("cuFuncLoad", 12040);
     cudaKernel_t known = NULL;
     CUlibrary library = NULL;
     unsigned n = 0;

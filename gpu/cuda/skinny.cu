@@ -8,9 +8,8 @@
  * One thread more brings both, step by step, to a ring that takes nearly all of the shared memory. Weights are written
  * by nobody while a step of the model runs, so those of the first steps are asked for before the kernel before this
  * one has ended (dependency_wait), and x after. */
-#include <cudaTypedefs.h>
-
 #include "gpu/cuda/cluster.h"
+#include "gpu/cuda/driver.h"
 #include "gpu/cuda/skinny.h"
 #include "gpu/cuda/skinny_end.h"
 #include "gpu/cuda/wgmma.h"
@@ -263,15 +262,10 @@ map_rows(const struct cuda_device *cuda, CUtensorMap *ret_map, const void *at, i
     cuuint64_t plain[2] = {(cuuint64_t)k, n}, plain_stride[1] = {row};
     cuuint64_t turns[4] = {(cuuint64_t)k, 8, 2, n / 8}, turns_stride[3] = {row, n * row, 8 * row};
     cuuint32_t plain_box[2] = {STEP, (cuuint32_t)rows};
-    cuuint32_t turns_box[4] = {STEP, 8, 2, (cuuint32_t)rows / 16}, one[4] = {1, 1, 1, 1};
-    PFN_cuTensorMapEncodeTiled_v12000 encode =
-        (PFN_cuTensorMapEncodeTiled_v12000)cuda->encode_tensor_map;
+    cuuint32_t turns_box[4] = {STEP, 8, 2, (cuuint32_t)rows / 16};
 
-    return encode(ret_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, two ? 4 : 2, (void *)at,
-                  two ? turns : plain, two ? turns_stride : plain_stride,
-                  two ? turns_box : plain_box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return two ? cuda_map_boxes(cuda, ret_map, at, 4, turns, turns_stride, turns_box)
+               : cuda_map_boxes(cuda, ret_map, at, 2, plain, plain_stride, plain_box);
 }
 
 template <int NT, int END>
@@ -392,9 +386,6 @@ count_clusters(int splits, int *ret_count)
 int
 cuda_skinny_open(struct cuda_device *cuda)
 {
-    cudaDriverEntryPointQueryResult found;
-    void *encode = NULL;
-
     if (cuda->compute_capability / 10 != 9 || cuda->block_shared_bytes < SHARED_BYTES)
         return 0;
     LOAD_KERNELS(cuda, (skinny_kernel<1, GEMV_BF16>));
@@ -402,9 +393,6 @@ cuda_skinny_open(struct cuda_device *cuda)
     for (int i = 0; i < 2 && !result; i++)
         result = count_clusters(2 << i, &cuda->clusters[i]);
     if (!result)
-        result = cuda_launch_status(cudaGetDriverEntryPointByVersion(
-            "cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found));
-    if (!result && found == cudaDriverEntryPointSuccess)
-        cuda->encode_tensor_map = encode;
+        cuda->encode_tensor_map = cuda_driver_function("cuTensorMapEncodeTiled", 12000);
     return result ? -EIO : 0;
 }
