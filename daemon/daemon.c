@@ -13,6 +13,7 @@
 #include "daemon/exchange.h"
 #include "daemon/memory_check.h"
 #include "daemon/router.h"
+#include "daemon/signals.h"
 #include "daemon/tier_report.h"
 
 enum { STATUS_INTERVAL_MS = 5000, NOTIFY_NS = 1000000000, EXIT_DEVICE = 70 };
@@ -90,24 +91,6 @@ close_handle(uv_handle_t *handle)
         uv_close(handle, NULL);
 }
 
-/* An impatient third signal must not turn an orderly end into a kill: closing the handles would
- * give the signals their default action back. The other threads have them blocked (load_main). */
-static void
-stop_signals(struct daemon *d)
-{
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    close_handle((uv_handle_t *)&d->sigterm);
-    close_handle((uv_handle_t *)&d->sigint);
-    close_handle((uv_handle_t *)&d->sighup);
-    signal(SIGTERM, SIG_IGN);
-    signal(SIGINT, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
 /* Closes every handle of the loop, so that uv_run returns once the last work is done. Two stay open
  * while others may still use them: `loaded` until the loader is done, engine_poll until the last
  * job has ended. */
@@ -122,7 +105,7 @@ end(struct daemon *d, int exit_code)
         engine_hurry(d->serving->engine);
     exchange_cancel_all(d, 503, "server_shutdown", "the server is shutting down");
     http_server_close(d->server);
-    stop_signals(d);
+    signals_ignore();
     close_handle((uv_handle_t *)&d->drain_timer);
     close_handle((uv_handle_t *)&d->status_timer);
     atomic_store(&d->load_cancelled, true);
@@ -152,10 +135,17 @@ daemon_exchange_ended(struct daemon *d)
 }
 
 static void
-on_signal(uv_signal_t *signal, int number)
+on_signal(void *arg, int number)
 {
-    struct daemon *d = signal->data;
+    struct daemon *d = arg;
 
+    if (number == SIGHUP) {
+        log_warning("SIGHUP: nothing is reloaded; tier sizes change through engramctl, the rest "
+                    "needs a restart");
+        return;
+    }
+    if (d->state == DAEMON_ENDING)
+        return;
     if (d->state != DAEMON_SERVING) {
         log_info("signal %d: ending now", number);
         notify_send(d->notify, "STOPPING=1\nSTATUS=Ending");
@@ -170,16 +160,6 @@ on_signal(uv_signal_t *signal, int number)
     http_server_drain(d->server);
     uv_timer_start(&d->drain_timer, on_drain_timer, d->conf->server_shutdown_timeout / 1000000, 0);
     daemon_exchange_ended(d);
-}
-
-static void
-on_sighup(uv_signal_t *signal, int number)
-{
-    (void)signal;
-    (void)number;
-    log_warning(
-        "SIGHUP: nothing is reloaded; tier sizes change through engramctl, the rest needs a "
-        "restart");
 }
 
 static void
@@ -264,14 +244,6 @@ on_loaded(uv_async_t *async)
         uv_timer_start(&d->status_timer, on_status_timer, STATUS_INTERVAL_MS, STATUS_INTERVAL_MS);
 }
 
-static void
-watch_signal(struct daemon *d, uv_signal_t *signal, int number, uv_signal_cb callback)
-{
-    uv_signal_init(&d->loop, signal);
-    signal->data = d;
-    uv_signal_start(signal, callback, number);
-}
-
 /* The admin socket: where the configuration says, else systemd's runtime directory, else none. */
 static int
 listen_admin(struct daemon *d, struct err *err)
@@ -320,16 +292,16 @@ set_up(struct daemon *d, struct err *err)
         .metrics = d->metrics,
     };
 
-    watch_signal(d, &d->sigterm, SIGTERM, on_signal);
-    watch_signal(d, &d->sigint, SIGINT, on_signal);
-    watch_signal(d, &d->sighup, SIGHUP, on_sighup);
     uv_timer_init(&d->loop, &d->drain_timer);
     uv_timer_init(&d->loop, &d->status_timer);
     uv_async_init(&d->loop, &d->loaded, on_loaded);
     d->drain_timer.data = d->status_timer.data = d->loaded.data = d;
 
-    int status = http_server_new(&d->server, &options, err);
+    int status = signals_open(&d->loop, on_signal, d);
 
+    if (status < 0)
+        return err_errno(err, -status, "cannot watch for signals");
+    status = http_server_new(&d->server, &options, err);
     if (status == 0)
         status = http_server_listen_tcp(d->server, conf->server_listen, d->address,
                                         sizeof d->address, err);
@@ -388,8 +360,10 @@ daemon_run(const struct conf *conf, bool *ret_at_once)
         notify_send(d->notify, "STATUS=%s\nERRNO=%d", err.text, -status);
         if (d->server)
             end(d, serving_exit_code(status));
-        else
+        else {
             d->exit_code = serving_exit_code(status);
+            close_handle((uv_handle_t *)&d->loaded);
+        }
     }
     uv_run(&d->loop, UV_RUN_DEFAULT);
     if (d->loader_started)
@@ -402,6 +376,9 @@ daemon_run(const struct conf *conf, bool *ret_at_once)
     int exit_code = d->exit_code;
 
     http_server_free(d->server);
+    signals_ignore();
+    signals_close();
+    uv_run(&d->loop, UV_RUN_DEFAULT);
     uv_loop_close(&d->loop);
     notify_close(d->notify);
     metrics_free(d->metrics);

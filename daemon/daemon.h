@@ -40,7 +40,6 @@ struct daemon {
     uint64_t start_ns, next_completion;
     int exit_code;
 
-    uv_signal_t sigterm, sigint, sighup;
     uv_timer_t drain_timer, status_timer;
     uv_poll_t engine_poll;
     bool engine_polled;

@@ -98,6 +98,15 @@ def test_sigterm_drains_and_refuses_new_work():
         assert daemon.stop() == 0
 
 
+def test_signals_without_end_do_not_turn_an_end_into_a_kill():
+    for _ in range(8):
+        with Daemon() as daemon:
+            deadline = time.monotonic() + 30
+            while daemon.process.poll() is None and time.monotonic() < deadline:
+                daemon.process.send_signal(signal.SIGTERM)
+            assert daemon.stop() == 0, daemon.text()
+
+
 def test_a_drain_that_takes_too_long_ends_streams_with_an_error_event():
     with Daemon({"tier.nvme.fault": "delay=50ms", "tier.hbm.size": "0B", "tier.ram.size": "0B",
                  "server.shutdown_timeout": "300ms"}) as daemon:
