@@ -358,9 +358,9 @@ daemon_run(const struct conf *conf, bool *ret_at_once)
     if (status < 0) {
         log_error("%s", err.text);
         notify_send(d->notify, "STATUS=%s\nERRNO=%d", err.text, -status);
-        if (d->server)
+        if (d->server) {
             end(d, serving_exit_code(status));
-        else {
+        } else {
             d->exit_code = serving_exit_code(status);
             close_handle((uv_handle_t *)&d->loaded);
         }
@@ -376,7 +376,6 @@ daemon_run(const struct conf *conf, bool *ret_at_once)
     int exit_code = d->exit_code;
 
     http_server_free(d->server);
-    signals_ignore();
     signals_close();
     uv_run(&d->loop, UV_RUN_DEFAULT);
     uv_loop_close(&d->loop);

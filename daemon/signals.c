@@ -9,7 +9,7 @@ enum { N_NUMBERS = sizeof numbers / sizeof *numbers };
 
 static struct {
     uv_async_t wake;
-    atomic_uint pending; /* a bit each, as in numbers */
+    atomic_uint pending; /* bits of their numbers */
     void (*on_signal)(void *arg, int number);
     void *arg;
 } signals;
@@ -20,9 +20,7 @@ handle(int number)
 {
     int saved = errno;
 
-    for (int i = 0; i < N_NUMBERS; i++)
-        if (numbers[i] == number)
-            atomic_fetch_or(&signals.pending, 1u << i);
+    atomic_fetch_or(&signals.pending, 1u << number);
     uv_async_send(&signals.wake);
     errno = saved;
 }
@@ -34,7 +32,7 @@ on_wake(uv_async_t *wake)
 
     (void)wake;
     for (int i = 0; i < N_NUMBERS; i++)
-        if (pending & 1u << i)
+        if (pending & 1u << numbers[i])
             signals.on_signal(signals.arg, numbers[i]);
 }
 
@@ -65,6 +63,7 @@ signals_ignore(void)
 void
 signals_close(void)
 {
+    signals_ignore();
     if (signals.on_signal) /* it was opened */
         uv_close((uv_handle_t *)&signals.wake, NULL);
 }

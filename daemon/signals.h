@@ -14,7 +14,7 @@
 int signals_open(uv_loop_t *loop, void (*on_signal)(void *arg, int number), void *arg);
 /* From now on they do nothing, until the process ends. */
 void signals_ignore(void);
-/* Behind signals_ignore; the loop has to run once more. */
+/* Ignores them, too. The loop has to run once more. */
 void signals_close(void);
 
 #endif

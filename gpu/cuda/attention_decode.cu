@@ -136,7 +136,6 @@ merge_pieces(const struct decode_args *a, int row, int first_piece, int n_pieces
 __global__ static void
 __launch_bounds__(DECODE_THREADS) attention_merge(struct decode_args a)
 {
-    constexpr int D = 128;
     __shared__ float scratch[DECODE_THREADS * 4];
     struct cuda_piece piece;
 
@@ -145,7 +144,7 @@ __launch_bounds__(DECODE_THREADS) attention_merge(struct decode_args a)
     if (piece.row < 0 || piece.index > 0 || piece.n_keys <= a.split)
         return;
     merge_pieces<4>(&a, piece.row, (int)blockIdx.x, cuda_pieces(piece.n_keys, a.split),
-                    (int)blockIdx.y * a.group, a.group, D, scratch);
+                    (int)blockIdx.y * a.group, a.group, STREAM_HEAD, scratch);
 }
 
 int

@@ -4,6 +4,8 @@
 
 #include "gpu/cuda/attention_paged.h"
 
+enum { STREAM_HEAD = 128 }; /* head_dim that attention_stream.cu and attention_merge are for */
+
 struct decode_args {
     __nv_bfloat16 *out;
     const __nv_bfloat16 *q;

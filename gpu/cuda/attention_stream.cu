@@ -12,19 +12,18 @@
 #include "gpu/cuda/driver.h"
 
 enum {
-    HEAD = 128,
+    HEAD = STREAM_HEAD,
     MOST_HEADS = 8, /* of a group */
     WARPS = 4,
     SLOTS = 3,                    /* of a warp's ring: more only makes other loads wait longer */
     HALF_BYTES = KEY_GROUP * 128, /* 64 dimensions of a group's keys */
     SIDE_BYTES = 2 * HALF_BYTES,  /* its keys, or its values */
     SLOT_BYTES = 2 * SIDE_BYTES,
-    ALIGN_BYTES = 1024,
     /* More than half of what a multiprocessor has: it gets one block. Those that are free while the kernel before still
      * runs elsewhere would be dealt two, and the others none. */
     SHARED_BYTES = 120 << 10,
 };
-static_assert((int)ALIGN_BYTES + (int)WARPS * (int)SLOTS * (int)SLOT_BYTES <= (int)SHARED_BYTES);
+static_assert((int)BOX_ALIGN_BYTES + (int)WARPS * (int)SLOTS * (int)SLOT_BYTES <= (int)SHARED_BYTES);
 static_assert((int)CUDA_SPLIT_TOKENS / (int)KEY_GROUP <=
               32); /* a lane for the page of each group */
 
@@ -251,9 +250,8 @@ __launch_bounds__(WARPS * 32) attention_stream(const __grid_constant__ struct st
     const struct decode_args &a = args.a;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int first_unit = warp * (int)gridDim.x + (int)blockIdx.x, stride = (int)gridDim.x * WARPS;
-    shared_address base = shared_address_of(shared);
-    shared_address ring = base + (ALIGN_BYTES - base % ALIGN_BYTES) % ALIGN_BYTES +
-                          (uint32_t)(warp * SLOTS * SLOT_BYTES);
+    shared_address ring =
+        box_aligned(shared_address_of(shared)) + (uint32_t)(warp * SLOTS * SLOT_BYTES);
     shared_address full = shared_address_of(counters[warp]);
     int slot = 0; /* of the ring */
     uint32_t parity = 0;

@@ -52,6 +52,14 @@ counter_wait(shared_address counter, uint32_t parity)
     } while (!over);
 }
 
+/* Where boxes with 128-byte swizzle may begin: the first such place from this one on. */
+enum { BOX_ALIGN_BYTES = 1024 };
+__device__ static inline shared_address
+box_aligned(shared_address at)
+{
+    return at + (BOX_ALIGN_BYTES - at % BOX_ALIGN_BYTES) % BOX_ALIGN_BYTES;
+}
+
 /* What becomes of a copied line in L2. */
 #define LEAVES_FIRST UINT64_C(0x12f0000000000000)
 #define LEAVES_LAST UINT64_C(0x14f0000000000000)

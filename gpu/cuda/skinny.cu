@@ -21,7 +21,6 @@ enum {
     MOST_WARPS = 12,
     MOST_STAGES = 16,
     SHARED_BYTES = 208 << 10,
-    ALIGN_BYTES = 1024, /* of a stage */
 };
 
 struct skinny_args {
@@ -105,8 +104,7 @@ __launch_bounds__(((END == GEMV_QKV ? (int)HEAD_WARPS : (int)MOST_WARPS) + 1) * 
     int tiles = (a.n + columns - 1) / columns, steps = a.k / STEP;
     struct work work = {(int)blockIdx.x / splits, (int)gridDim.x / splits, steps * rank / splits,
                         steps * (rank + 1) / splits, 0};
-    shared_address base = shared_address_of(shared);
-    shared_address ring = base + (ALIGN_BYTES - base % ALIGN_BYTES) % ALIGN_BYTES;
+    shared_address ring = box_aligned(shared_address_of(shared));
     shared_address full = shared_address_of(counters), empty = full + 8 * MOST_STAGES;
     struct quads quads = quads_of(work.tile, warps, splits, rank);
     struct stream_part<NT> stream;
@@ -274,7 +272,7 @@ launch(struct cuda_device *cuda, const struct gemv *a, const struct qkv_args *qk
 {
     struct cut cut = choose_cut(cuda, a);
     int rows = cut.warps * WARP_ROWS, stage = (rows + NT * 8) * ROW_BYTES;
-    int stages = (SHARED_BYTES - ALIGN_BYTES) / stage;
+    int stages = (SHARED_BYTES - BOX_ALIGN_BYTES) / stage;
     struct skinny_args args = {*a, cut.splits, stages < MOST_STAGES ? stages : MOST_STAGES};
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute[2] = {};

@@ -44,11 +44,14 @@ quads_of(int tile, int warps, int splits, int rank)
     return {n, warps * 32, tile * tile_rows + (rank * n + (int)threadIdx.x % n) * 4};
 }
 
-/* What GEMV_ADD needs beside the sums; quads that a thread has at most. */
+/* Quads, or rows of a warp, that a thread ends at most: of 8 NT rows where 2 blocks or more share k. */
+template <int NT>
+constexpr int ends_of_thread = NT > 1 ? NT / 2 : 1;
+
+/* What GEMV_ADD needs beside the sums. */
 template <int NT>
 struct stream_part {
-    enum { MOST = NT > 1 ? NT / 2 : 1 };
-    float4 x[MOST], bias, norm;
+    float4 x[ends_of_thread<NT>], bias, norm;
 };
 
 template <int NT>
@@ -64,7 +67,7 @@ ask_stream(struct stream_part<NT> *s, const struct gemv &a, struct quads q)
     if (a.carried)
         s->norm = load_4(a.carried_norm + q.column);
 #pragma unroll
-    for (int i = 0; i < stream_part<NT>::MOST; i++) {
+    for (int i = 0; i < ends_of_thread<NT>; i++) {
         int at = i * q.turn + (int)threadIdx.x;
 
         if (at < a.m * q.n)
@@ -72,14 +75,15 @@ ask_stream(struct stream_part<NT> *s, const struct gemv &a, struct quads q)
     }
 }
 
-/* Four columns of the residual stream, x; with `carried` also what the product behind takes: then `quads` neighbouring
+/* Four columns of the residual stream, x; with `carried` also what the product behind takes: then q.n neighbouring
  * threads, a power of two, have a row of this block's part. */
 template <int NT>
 __device__ static inline void
-add_to_stream(const struct gemv &a, const struct stream_part<NT> &s, int row, int column, float4 x,
-              float4 v, int quads)
+add_to_stream(const struct gemv &a, const struct stream_part<NT> &s, struct quads q, int row,
+              float4 x, float4 v)
 {
     float squares = 0;
+    int column = q.column;
 
     if (column < a.n) {
         if (a.bias)
@@ -96,10 +100,10 @@ add_to_stream(const struct gemv &a, const struct stream_part<NT> &s, int row, in
     if (!a.carried)
         return;
     int lane = (int)threadIdx.x % 32;
-    unsigned mask = (0xffffffffu >> (32 - quads)) << (lane & -quads);
-    for (int lanes = quads / 2; lanes > 0; lanes /= 2)
+    unsigned mask = (0xffffffffu >> (32 - q.n)) << (lane & -q.n);
+    for (int lanes = q.n / 2; lanes > 0; lanes /= 2)
         squares += __shfl_xor_sync(mask, squares, lanes);
-    if (lane % quads == 0)
+    if (lane % q.n == 0)
         a.squares[row * (int)gridDim.x + (int)blockIdx.x] = squares;
 }
 
@@ -217,7 +221,7 @@ add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *fa
     put_sums<NT>(part, stride, sum, warp, warps, (int)threadIdx.x % 32);
     cluster_barrier();
 #pragma unroll
-    for (int i = 0; i < stream_part<NT>::MOST; i++) {
+    for (int i = 0; i < ends_of_thread<NT>; i++) {
         int at = i * q.turn + (int)threadIdx.x, row = at / q.n;
 
         if (warp >= warps || at >= a.m * q.n)
@@ -226,7 +230,7 @@ add_up(const struct gemv &a, const float (*sum)[4], float *part, const float *fa
         float4 v = sum_of_cluster(shared_address_of(sums), splits);
 
         if (END == GEMV_ADD) {
-            add_to_stream(a, stream, row, q.column, stream.x[i], v, q.n);
+            add_to_stream(a, stream, q, row, stream.x[i], v);
             continue;
         }
         float f = factor[row];
@@ -270,8 +274,7 @@ finish_head(const struct qkv_args &a, const struct qkv_head &h, const float *nor
 /* Angles of the rows that a warp finishes: a row of every HEAD_WARPS * splits. */
 template <int NT>
 struct head_angles {
-    enum { ROWS = NT > 1 ? NT / 2 : 1 };
-    float4 cosine[ROWS], sine[ROWS];
+    float4 cosine[ends_of_thread<NT>], sine[ends_of_thread<NT>];
 };
 
 __device__ static inline int
@@ -285,7 +288,7 @@ __device__ static inline void
 ask_angles(struct head_angles<NT> *h, const struct qkv_args &a, int rows, int splits, int rank)
 {
 #pragma unroll
-    for (int i = 0; i < head_angles<NT>::ROWS; i++) {
+    for (int i = 0; i < ends_of_thread<NT>; i++) {
         int row = row_of_head(i, splits, rank);
 
         if (row < rows) {
@@ -311,7 +314,7 @@ add_up_head(const struct gemv &g, const struct qkv_args &a, const float (*sum)[4
     put_sums<NT>(part, STRIDE, sum, warp, HEAD_WARPS, lane);
     cluster_barrier();
 #pragma unroll
-    for (int i = 0; i < head_angles<NT>::ROWS; i++) {
+    for (int i = 0; i < ends_of_thread<NT>; i++) {
         int row = row_of_head(i, splits, rank);
 
         if (warp >= HEAD_WARPS || row >= g.m)

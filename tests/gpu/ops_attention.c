@@ -182,7 +182,7 @@ check_many(const struct heads *h)
     write_context(c, seqs, MAX_SEQS);
     free(attend(c, seqs, MAX_SEQS, MAX_SEQS, "decode of 40 at 0 to 300 or 1000"));
     free(attend(c, seqs, 33, 33, "decode of 33 at 0 to 300 or 1000"));
-    free(attend(c, &seqs[1], 8, 8, "decode of 8 at 1 to 256"));
+    free(attend(c, &seqs[1], 8, 8, "decode of 8 at 1 to 300"));
     cache_close(c);
     free(c);
 }

@@ -120,7 +120,7 @@ check_decode(struct ops_model *m)
                     "decode, 2 sequences, ours at 0 and at 1: same bits");
 }
 
-/* Sequences first, and then all others but those in `without`, up to n. */
+/* n sequences: `first`, then the others in order, but for those in `without`. */
 static void
 choose(int *seqs, int n, int first, const int *without, int n_without)
 {
@@ -143,30 +143,30 @@ check_decode_many(struct ops_model *m)
 {
     static const int longer[] = {4, 5, 6, 11};
     int whole[40], one_longer[40], all_longer[36];
-    struct sample_result first[2];
+    const struct {
+        const int *seqs;
+        int n, ours, longer; /* where those are; -1: not among them */
+    } batch[] = {{whole, 40, 0, -1}, {one_longer, 39, 1, 0}, {all_longer, 36, 1, 0}};
+    struct sample_result first, first_longer;
 
     choose(whole, 40, 0, longer, 4);
     choose(one_longer, 39, 11, longer, 3);
     choose(all_longer, 36, 11, NULL, 0);
     for (int i = 0; i < 12; i++) {
-        struct sample_result a = i % 3 == 0   ? decode(m, whole, 40, 0)
-                                 : i % 3 == 1 ? decode(m, one_longer, 39, 1)
-                                              : decode(m, all_longer, 36, 1);
-        struct sample_result b = i % 3 == 0   ? a
-                                 : i % 3 == 1 ? decode(m, one_longer, 39, 0)
-                                              : decode(m, all_longer, 36, 0);
+        int n = batch[i % 3].n, at = batch[i % 3].longer;
+        struct sample_result result = decode(m, batch[i % 3].seqs, n, batch[i % 3].ours);
+
         if (i == 0)
-            first[0] = a;
+            first = result;
+        ops_report_fact(&table, "neighbours", same_result(&first, &result),
+                        "decode, %d sequences: same bits", n);
+        if (at < 0)
+            continue;
+        result = decode(m, batch[i % 3].seqs, n, at);
         if (i == 1)
-            first[1] = b;
-        ops_report_fact(&table, "neighbours", same_result(&first[0], &a),
-                        "decode, %d sequences: same bits",
-                        i % 3 == 0   ? 40
-                        : i % 3 == 1 ? 39
-                                     : 36);
-        if (i % 3 > 0)
-            ops_report_fact(&table, "neighbours", same_result(&first[1], &b),
-                            "decode, %d sequences, ours longer: same bits", i % 3 == 1 ? 39 : 36);
+            first_longer = result;
+        ops_report_fact(&table, "neighbours", same_result(&first_longer, &result),
+                        "decode, %d sequences, ours longer: same bits", n);
     }
 }
 
