@@ -28,7 +28,7 @@ static bool
 rows_landed(const struct engine *e, struct step_buffer *b)
 {
     for (int t = 0; t < n_tables(e); t++)
-        if (flag_read(&b->ready[t]) < b->step)
+        if (flag_read(&b->ready[t]) < b->forward.engram[t].ready_value)
             return false;
     return true;
 }
@@ -160,12 +160,14 @@ describe_step(struct engine *e, struct step_buffer *b)
         b->before = e->flight[e->n_flight - 1]; /* E2 */
         b->before_step = b->before->step;
     }
+    uint64_t rows_from = step_rows_from(b->step), n_rows = (uint64_t)b->forward.batch.n_rows;
     for (int t = 0; t < n_tables(e); t++) {
         struct tier_resident resident = resolver_resident(e->options.resolver, t);
 
         b->forward.engram[t] = (struct forward_engram){.address = b->address[t],
                                                        .ready = &b->ready[t],
-                                                       .ready_value = b->step,
+                                                       .ready_value = rows_from + n_rows,
+                                                       .rows_from = rows_from,
                                                        .mix = b->mix[t],
                                                        .weights = resident.weights,
                                                        .scales = resident.scales};

@@ -181,7 +181,8 @@ resolve_rows(struct resolver *r, struct step_buffer *b, int first, int end)
             .failed = b->failed[t] + first,
             .skip = b->skip + first,
             .ready = &b->ready[t],
-            .ready_value = b->step,
+            .ready_value = b->forward.engram[t].ready_value,
+            .rows_from = first == 0 ? b->forward.engram[t].rows_from : 0,
             .unfinished = &b->unfinished[t],
             /* A later layer can wait longer; the unit only orders layers of a step. */
             .deadline_ns = b->posted_ns + (uint64_t)engram->table[t].layer * 1000,

@@ -101,12 +101,22 @@ struct sample_result {
     float top_logprob[SAMPLE_MAX_TOP];
 };
 
+/* A step's rows_from: no step of the same flag has this number or reaches it. step > 0; rows of a step are fewer than
+ * 2^STEP_ROWS_BITS. */
+enum { STEP_ROWS_BITS = 20 };
+static inline uint64_t
+step_rows_from(uint64_t step)
+{
+    return step << STEP_ROWS_BITS;
+}
+
 /* The rows of one Engram layer for this step; addresses are complete once ready->word >=
- * ready_value. */
+ * ready_value. With rows_from, 0 else, those of the first r rows are once ready->word >= rows_from + r, and
+ * ready_value is rows_from + n_rows: a device may begin with the rows that are there. */
 struct forward_engram {
     const struct bundle_address *address; /* [n_rows, max_order - 1], shared, 16-byte aligned */
     struct flag *ready;
-    uint64_t ready_value;
+    uint64_t ready_value, rows_from;
     uint64_t waited_ns;  /* out: how long the step stood here (host; else in the report) */
     const uint64_t *mix; /* shared memory; these three as in struct bundle_source */
     const void *weights, *scales;

@@ -269,6 +269,13 @@ tiers_raise(const struct tiers_request *request)
         flag_raise(request->ready, request->ready_value);
 }
 
+void
+tiers_raise_rows(const struct tiers_request *request, uint32_t n)
+{
+    if (request->rows_from)
+        flag_raise(request->ready, request->rows_from + n);
+}
+
 /* T5 */
 static void
 one_less_pending(struct pending_request *pending)

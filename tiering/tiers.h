@@ -78,7 +78,7 @@ struct tier_resident {
 
 /* From this many bundles on a quarter is left to the device: it reads them row by row while the host
  * is at the next request. */
-enum { TIERS_IN_PLACE_BELOW = 128, TIERS_SHARED_FROM = 2048, TIERS_IN_PLACE_SHARE = 4 };
+enum { TIERS_IN_PLACE_BELOW = 192, TIERS_SHARED_FROM = 2048, TIERS_IN_PLACE_SHARE = 4 };
 
 struct tiers_options {
     struct engram_shape engram;
@@ -136,6 +136,9 @@ struct tiers_request {
     const uint8_t *skip; /* NULL, or [n_rows]: 1 = nothing is wanted, addresses are {NULL, NULL} */
     struct flag *ready;
     uint64_t ready_value;
+    /* 0, or what ready may rise from, by one for each row whose bundles are there, before it rises to
+     * ready_value: these are the first rows of those that share the flag. */
+    uint64_t rows_from;
     /* NULL, or how many requests there are of one layer and step, which share a flag: counted down as
      * each is over, and the last one raises it. Resolver thread. */
     uint32_t *unfinished;

@@ -5,11 +5,10 @@
 #include "tiering/tiers_state.h"
 
 enum {
-    FIND_TOGETHER = 256, /* rows from which on several threads find */
     /* Parts for each thread: one that comes late, or whose CPU does something else, leaves its share to
      * the others. */
     PARTS_A_THREAD = 8,
-    PART_GRAIN = 16, /* rows */
+    PART_GRAIN = 16, /* rows; of a part that is answered by itself, too */
 };
 
 static const struct bundle_address no_address = {NULL, NULL};
@@ -65,7 +64,6 @@ look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
     struct look_up_part now_part = {0};
 
-    list_cells(tiers, request, begin, end);
     for (int i = index->count > 0 ? first - 3 * TIERS_AHEAD : first; i < last; i++) {
         if (index->count > 0) {
             if (i + 3 * TIERS_AHEAD < last)
@@ -129,8 +127,9 @@ find_part(const struct find *find, uint32_t number)
     struct tiers *tiers = find->tiers;
     int begin = (int)(number * tiers->part_rows), end = begin + (int)tiers->part_rows;
 
-    look_up_rows(tiers, find->request, begin,
-                 end < find->request->n_rows ? end : find->request->n_rows, &tiers->part[number]);
+    end = end < find->request->n_rows ? end : find->request->n_rows;
+    list_cells(tiers, find->request, begin, end);
+    look_up_rows(tiers, find->request, begin, end, &tiers->part[number]);
     if (find->bundles)
         find_bundles(tiers, find->request, number);
 }
@@ -164,8 +163,8 @@ divide(struct tiers *tiers, int n_rows, int n_threads)
 uint32_t
 tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request, uint32_t bundles)
 {
-    struct pool *pool = request->n_rows >= FIND_TOGETHER ? tiers->resident.pool : NULL;
-    uint32_t n_cells = (uint32_t)(request->n_rows * tiers->n_orders), n_missed = 0;
+    struct pool *pool = request->n_rows >= TIERS_FIND_TOGETHER ? tiers->resident.pool : NULL;
+    uint32_t n_cells = (uint32_t)(request->n_rows * tiers->n_orders);
     struct find find = {.tiers = tiers, .request = request};
 
     divide(tiers, request->n_rows, pool ? pool_threads(pool) : 1);
@@ -179,6 +178,36 @@ tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request, uint
         if (bundles > 0 && tiers->part[0].n_missed >= bundles)
             find_bundles(tiers, request, 0);
     }
+    return tiers_count_parts(tiers, request);
+}
+
+void
+tiers_begin_parts(struct tiers *tiers, const struct tiers_request *request)
+{
+    const struct bundle_index *index = &tiers->hbm.index;
+    int n_cells = request->n_rows * tiers->n_orders;
+
+    tiers->part_rows = PART_GRAIN;
+    tiers->n_parts = (uint32_t)((request->n_rows + PART_GRAIN - 1) / PART_GRAIN);
+    list_cells(tiers, request, 0, request->n_rows);
+    for (int i = 0; index->count > 0 && i < n_cells; i++)
+        bundle_index_ask(index, tiers->look_up[i].hash);
+}
+
+void
+tiers_look_up_part(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
+{
+    int begin = (int)(number * tiers->part_rows), end = begin + (int)tiers->part_rows;
+
+    look_up_rows(tiers, request, begin, end < request->n_rows ? end : request->n_rows,
+                 &tiers->part[number]);
+}
+
+uint32_t
+tiers_count_parts(struct tiers *tiers, const struct tiers_request *request)
+{
+    uint32_t n_missed = 0;
+
     for (uint32_t p = 0; p < tiers->n_parts; p++) {
         const struct look_up_part *part = &tiers->part[p];
 

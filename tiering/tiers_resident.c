@@ -19,6 +19,7 @@ answer_in_place(struct tiers *tiers, const struct tiers_request *request)
             *address++ = skipped ? none : in_place;
         n_rows += !skipped;
     }
+    tiers_raise(request);
     for (int o = 0; o < tiers->n_orders; o++) {
         struct set_counts *count = &tiers->count[TIER_HBM][request->table * tiers->n_orders + o];
 
@@ -111,28 +112,57 @@ take_staging(struct gather *gather, uint32_t n_bundles)
     open->n_staged += gather->n_slots;
 }
 
-/* Promotions of what HBM lacks, in the order of the cells. */
+/* Promotions of what HBM lacks of a part, in the order of the cells. */
 static void
-promote_missed(struct tiers *tiers, const struct tiers_request *request)
+promote_missed(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
 {
-    for (uint32_t p = 0; p < tiers->n_parts; p++) {
-        const struct look_up *look_up =
-            tiers->look_up + p * tiers->part_rows * (uint32_t)tiers->n_orders;
-        uint32_t n = tiers->part[p].n_missed;
+    const struct look_up *look_up =
+        tiers->look_up + number * tiers->part_rows * (uint32_t)tiers->n_orders;
+    uint32_t n = tiers->part[number].n_missed;
 
-        for (uint32_t i = 0; i < n && i < TIERS_AHEAD; i++)
-            cache_hint(tiers_seen(tiers, look_up[i].hash));
-        for (uint32_t i = 0; i < n; i++) {
-            if (i + TIERS_AHEAD < n)
-                cache_hint(tiers_seen(tiers, look_up[i + TIERS_AHEAD].hash));
-            int visits = tiers_visits(tiers, look_up[i].hash);
-            uint32_t cell = look_up[i].cell;
+    for (uint32_t i = 0; i < n && i < TIERS_AHEAD; i++)
+        cache_hint(tiers_seen(tiers, look_up[i].hash));
+    for (uint32_t i = 0; i < n; i++) {
+        if (i + TIERS_AHEAD < n)
+            cache_hint(tiers_seen(tiers, look_up[i + TIERS_AHEAD].hash));
+        int visits = tiers_visits(tiers, look_up[i].hash);
+        uint32_t cell = look_up[i].cell;
 
-            if (visits > 0 || !slot_store_is_full(&tiers->hbm))
-                request->address[cell].promote = tiers_promote(
-                    tiers, request->step, &look_up[i], request->mix[cell], visits);
-        }
+        if (visits > 0 || !slot_store_is_full(&tiers->hbm))
+            request->address[cell].promote =
+                tiers_promote(tiers, request->step, &look_up[i], request->mix[cell], visits);
     }
+}
+
+/* What HBM lacked came from host memory. */
+static void
+count_misses(struct tiers *tiers, const struct tiers_request *request)
+{
+    for (uint32_t p = 0; p < tiers->n_parts; p++)
+        for (int o = 0; o < tiers->n_orders; o++) {
+            struct set_counts *count =
+                &tiers->count[TIER_RAM][request->table * tiers->n_orders + o];
+            uint32_t misses = tiers->part[p].misses[o];
+
+            tiers_count(&count->hits, misses);
+            tiers_count(&count->bytes, (uint64_t)misses * tiers->bundle_bytes);
+        }
+}
+
+/* So few that none is staged: the device begins with the first rows while the others are looked up. */
+static void
+answer_by_parts(struct tiers *tiers, const struct tiers_request *request)
+{
+    tiers_begin_parts(tiers, request);
+    for (uint32_t p = 0; p < tiers->n_parts; p++) {
+        if (p > 0)
+            tiers_raise_rows(request, p * tiers->part_rows);
+        tiers_look_up_part(tiers, request, p);
+        promote_missed(tiers, request, p);
+    }
+    tiers_raise(request);
+    (void)tiers_count_parts(tiers, request);
+    count_misses(tiers, request);
 }
 
 static void
@@ -142,7 +172,6 @@ answer_from_host(struct tiers *tiers, const struct tiers_request *request)
     struct gather gather = {.tiers = tiers, .request = request};
     uint32_t below = (uint32_t)tiers->options.in_place_below, n_bundles = 0;
     uint32_t n_missed = tiers_look_up_hbm(tiers, request, below);
-    uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
 
     for (uint32_t p = 0; p < tiers->n_parts; p++) {
         tiers->part[p].before = n_bundles;
@@ -153,19 +182,14 @@ answer_from_host(struct tiers *tiers, const struct tiers_request *request)
         take_staging(&gather, n_bundles);
     if (together)
         pool_begin(pool, run_gather, &gather);
-    promote_missed(tiers, request);
+    for (uint32_t p = 0; p < tiers->n_parts; p++)
+        promote_missed(tiers, request, p);
     if (together)
         pool_end(pool);
     else if (gathered)
         run_gather(&gather, 0, 1);
-    for (uint32_t p = 0; p < tiers->n_parts; p++)
-        for (int o = 0; o < tiers->n_orders; o++) {
-            struct set_counts *count = &tiers->count[TIER_RAM][first_set + o];
-            uint32_t misses = tiers->part[p].misses[o];
-
-            tiers_count(&count->hits, misses);
-            tiers_count(&count->bytes, (uint64_t)misses * tiers->bundle_bytes);
-        }
+    tiers_raise(request);
+    count_misses(tiers, request);
 }
 
 bool
@@ -236,9 +260,13 @@ tiers_release_table(struct tiers *tiers, int table)
 void
 tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request)
 {
+    uint32_t n_cells = (uint32_t)(request->n_rows * tiers->n_orders);
+
     if (tiers->options.resident[request->table].device)
         answer_in_place(tiers, request);
+    else if (n_cells < (uint32_t)tiers->options.in_place_below &&
+             request->n_rows < TIERS_FIND_TOGETHER)
+        answer_by_parts(tiers, request);
     else
         answer_from_host(tiers, request);
-    tiers_raise(request);
 }

@@ -18,6 +18,7 @@ enum {
     TIERS_PLANNED_FETCHES = 8192, /* bundles planned and not yet read, at most */
     TIERS_SEEN_TAGS = 1 << 18,    /* a second visit is one within about so many look-ups */
     LOOK_UP_PARTS_MAX = 1024,
+    TIERS_FIND_TOGETHER = 256, /* rows from which on several threads find */
     TIERS_PROMOTE_VISITS = 2, /* look-ups that found a bundle before it may displace one in HBM */
 };
 
@@ -99,6 +100,11 @@ struct tiers {
  * at all; 0: not. */
 uint32_t tiers_look_up_hbm(struct tiers *tiers, const struct tiers_request *request,
                            uint32_t bundles);
+/* The same one part at a time, of fewer than TIERS_FIND_TOGETHER rows and without bundles: begin, then the parts in
+ * their order, then the counts. Between two parts may be promotions, which displace no hit of the parts before. */
+void tiers_begin_parts(struct tiers *tiers, const struct tiers_request *request);
+void tiers_look_up_part(struct tiers *tiers, const struct tiers_request *request, uint32_t number);
+uint32_t tiers_count_parts(struct tiers *tiers, const struct tiers_request *request);
 /* Afterwards the misses are the first of tiers->look_up. */
 void tiers_join_parts(struct tiers *tiers);
 struct open_step *tiers_find_step(struct tiers *tiers, uint64_t step); /* NULL */
@@ -127,6 +133,8 @@ tiers_visits(struct tiers *tiers, uint32_t hash)
 
 /* A request's look-ups are over: the flag, unless others share it that are not. */
 void tiers_raise(const struct tiers_request *request);
+/* Those of its first n rows are. */
+void tiers_raise_rows(const struct tiers_request *request, uint32_t n);
 /* tiers_resolve for a resident table, once the step has begun. */
 void tiers_resolve_resident(struct tiers *tiers, const struct tiers_request *request);
 

@@ -151,8 +151,11 @@ launch(struct bench *b, int n)
         .wait_timeout_ns = 10000000000,
         .results = s->results,
     };
-    s->forward.engram[0] = (struct forward_engram){
-        .address = s->address, .ready = s->ready, .ready_value = b->last, .mix = s->mix};
+    s->forward.engram[0] = (struct forward_engram){.address = s->address,
+                                                   .ready = s->ready,
+                                                   .rows_from = step_rows_from(b->last),
+                                                   .mix = s->mix};
+    s->forward.engram[0].ready_value = s->forward.engram[0].rows_from + (uint64_t)n;
     s->forward.engram[0].weights = b->table.on_device ? b->table.on_device : b->table.host;
     check(ops->begin_step(b->device, &s->forward, &view, NULL), "begin_step");
     check(ops->wait_rows(b->device, &s->forward, 0, NULL), "wait_rows");
@@ -202,7 +205,7 @@ resolve(struct bench *b, struct row_step *s, int n)
     if (b->tiers == NULL) {
         for (int c = 0; c < n * (b->shape.engram.max_order - 1); c++)
             s->address[c] = (struct bundle_address){BUNDLE_IN_PLACE, NULL};
-        flag_raise(s->ready, s->forward.step);
+        flag_raise(s->ready, s->forward.engram[0].ready_value);
         return;
     }
     struct tiers_request request = {.step = s->forward.step,
@@ -212,7 +215,8 @@ resolve(struct bench *b, struct row_step *s, int n)
                                     .address = s->address,
                                     .failed = s->failed,
                                     .ready = s->ready,
-                                    .ready_value = s->forward.step,
+                                    .ready_value = s->forward.engram[0].ready_value,
+                                    .rows_from = s->forward.engram[0].rows_from,
                                     .deadline_ns = clock_now_ns()};
     tiers_resolve(b->tiers, &request);
 }

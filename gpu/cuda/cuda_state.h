@@ -39,8 +39,10 @@ struct cuda_block {
         const struct bundle_address *address; /* host, [n_rows, orders] */
         const uint64_t *mix;                  /* host, or NULL */
         const uint64_t *flag;                 /* host: the word of a struct flag */
-        uint64_t value;
+        uint64_t value, rows_from; /* as in struct forward_engram */
         uint64_t waited_ns;
+        int32_t rows_there; /* of a small step: first rows whose addresses and mixes are on the device */
+        int32_t unused;
     } engram[SHAPE_MAX_ENGRAM_LAYERS];
 };
 

@@ -24,58 +24,90 @@ enum {
     COPY_BLOCKS = 64,
 };
 
-/* Sleep between two looks at the flag: a look takes about 1 us over the bus by itself. */
-enum { POLL_NS = 100 };
+/* Sleep between two looks: at the flag, which takes about 1 us over the bus by itself; at a word of the device. */
+enum { POLL_NS = 100, LOOK_NS = 20 };
 
-/* One thread. Whether the rows are there: false once any wait of the step has run out of time. */
-__device__ static bool
-wait_flag(struct cuda_block *block, int index)
+/* A wait for a layer's rows. One thread's. */
+struct row_wait {
+    const uint64_t *flag;
+    uint64_t value, rows_from, timeout_ns, start_ns; /* start: of the first look in vain, or 0 */
+    int32_t n_rows, status;
+};
+
+__device__ static inline struct row_wait
+row_wait_of(const struct cuda_block *block, int index)
 {
-    const uint64_t *flag = block->engram[index].flag;
-    uint64_t value = block->engram[index].value, timeout = block->timeout_ns, waited = 0;
-    bool ready = block->status == 0;
-
-    if (ready && flag && load_system_acquire(flag) < value) {
-        uint64_t start = global_timer_ns();
-
-        do {
-            __nanosleep(POLL_NS);
-            ready = load_system_acquire(flag) >= value;
-            waited = global_timer_ns() - start;
-        } while (!ready && waited < timeout);
-        if (!ready)
-            block->status = -ETIMEDOUT;
-    }
-    block->engram[index].waited_ns = waited;
-    return ready;
+    return {block->engram[index].flag, block->engram[index].value, block->engram[index].rows_from,
+            block->timeout_ns, 0, block->n_rows, block->status};
 }
 
-/* Small steps: one block, no second launch; mixes are fetched beside the addresses, needed or not. */
+/* How many of the first rows are there: more than `have`, or -1 once any wait of the step has run out of time. */
+__device__ static int32_t
+wait_flag(struct row_wait *wait, struct cuda_block *block, int index, int32_t have)
+{
+    int32_t rows = wait->status || !wait->flag ? wait->n_rows : 0;
+
+    while (rows <= have) {
+        uint64_t word = load_system_acquire(wait->flag);
+
+        if (word >= wait->value)
+            rows = wait->n_rows;
+        else if (wait->rows_from && word > wait->rows_from)
+            rows = (int32_t)(word - wait->rows_from);
+        if (rows > have && wait->start_ns == 0)
+            break;
+        uint64_t now = global_timer_ns();
+        wait->start_ns = wait->start_ns ? wait->start_ns : now;
+        block->engram[index].waited_ns = now - wait->start_ns;
+        if (rows > have)
+            break;
+        if (now - wait->start_ns >= wait->timeout_ns) {
+            block->status = wait->status = -ETIMEDOUT;
+            break;
+        }
+        __nanosleep(POLL_NS);
+    }
+    return wait->status ? -1 : rows;
+}
+
+/* Small steps: one block, no second launch; mixes are fetched beside the addresses, needed or not. The next kernel,
+ * gather, has begun and takes the rows as they come: rows_there. */
 __global__ static void
 wait_copy_kernel(struct cuda_block *block, int index, int orders, struct bundle_address *address,
                  uint64_t *mix)
 {
-    __shared__ bool shared_ready;
+    __shared__ int32_t shared_rows;
+    struct row_wait wait;
+    int32_t there = 0;
 
     dependency_wait();
-    if (threadIdx.x == 0)
-        shared_ready = wait_flag(block, index);
-    __syncthreads();
-    bool ready = shared_ready;
+    wait = row_wait_of(block, index);
     const struct bundle_address *from = block->engram[index].address;
     const uint64_t *from_mix = block->engram[index].mix;
-    int64_t n_cells = (int64_t)block->n_rows * orders;
 
-    for (int64_t cell = threadIdx.x; cell < n_cells; cell += blockDim.x) {
-        uint4 at = make_uint4(0, 0, 0, 0);
-        uint64_t mixed = 0;
+    while (there < wait.n_rows) {
+        if (threadIdx.x == 0)
+            shared_rows = wait_flag(&wait, block, index, there);
+        __syncthreads();
+        bool ready = shared_rows >= 0;
+        int32_t rows = ready ? shared_rows : wait.n_rows;
+        int64_t end = (int64_t)rows * orders;
 
-        if (ready && from_mix)
-            mixed = load_system_u64(from_mix + cell);
-        if (ready)
-            at = load_system_16(from + cell);
-        *(uint4 *)(address + cell) = at;
-        mix[cell] = mixed;
+        for (int64_t cell = (int64_t)there * orders + threadIdx.x; cell < end; cell += blockDim.x) {
+            uint4 at = make_uint4(0, 0, 0, 0);
+            uint64_t mixed = 0;
+
+            if (ready && from_mix)
+                mixed = load_system_u64(from_mix + cell);
+            if (ready)
+                at = load_system_16(from + cell);
+            *(uint4 *)(address + cell) = at;
+            mix[cell] = mixed;
+        }
+        __syncthreads();
+        if (threadIdx.x == 0)
+            store_release(&block->engram[index].rows_there, rows);
+        there = rows;
     }
 }
 
@@ -83,7 +115,9 @@ __global__ static void
 wait_kernel(struct cuda_block *block, int index)
 {
     dependency_wait();
-    (void)wait_flag(block, index);
+    struct row_wait wait = row_wait_of(block, index);
+
+    (void)wait_flag(&wait, block, index, wait.n_rows - 1);
 }
 
 __global__ static void
@@ -108,6 +142,13 @@ copy_addresses_kernel(const struct cuda_block *block, int index, int orders,
     }
 }
 
+/* Steps whose addresses are waited for and copied by one block. */
+static bool
+is_small(int n_rows, int orders)
+{
+    return (int64_t)n_rows * orders <= COPY_CELLS;
+}
+
 /* How many cells there are is read on the device: a graph captured for one number of rows is replayed for others.
  * The shape of the launch only follows the number at hand; either copies any number. Rows of padding have no
  * address, and gather does not look for one. */
@@ -121,7 +162,7 @@ cuda_wait_rows(struct device *dev, const struct forward_step *step, int index,
     uint64_t *mix = cuda_step_mixes(cuda, index);
     int64_t n_cells = (int64_t)step->batch.n_rows * orders;
 
-    if (n_cells <= COPY_CELLS) {
+    if (is_small(step->batch.n_rows, orders)) {
         int threads = n_cells <= 64 ? 64 : n_cells <= 256 ? 256 : 512;
         return LAUNCH(wait_copy_kernel, dim3(1), dim3(threads), 0, cuda->stream, cuda->block, index,
                       orders, address, mix);
@@ -148,6 +189,7 @@ struct gather_args {
     const uint8_t *weights, *scales;
     const int32_t *row_seq;
     const struct batch_seq *seq;
+    const int32_t *rows_there; /* of wait_copy_kernel, which may still run; NULL: no such kernel before this one */
     uint32_t n_cells, parts; /* parts of PART_UNITS a cell is cut into */
     int32_t orders, heads, head_dim, row_bytes, scale_bytes;
     uint32_t n_units, row_units,
@@ -337,6 +379,18 @@ store_zeros(__nv_bfloat16 *out, int n_bytes)
         ((uint4 *)out)[1] = zero;
 }
 
+/* Until the kernel before has this row's addresses here, which it has in the end, whatever happens. Whole warps; what
+ * follows gather may start once all of its blocks are so far. */
+__device__ static inline void
+await_row(const int32_t *rows_there, uint32_t row)
+{
+    if (threadIdx.x % 32 == 0)
+        while (load_acquire(rows_there) <= (int32_t)row)
+            __nanosleep(LOOK_NS);
+    __syncwarp();
+    dependency_launch();
+}
+
 /* What a warp finds out about its cell; false: zeros. */
 __device__ static inline bool
 look_up(const struct gather_args &a, uint32_t cell, struct gather_cell *ret_cell)
@@ -344,6 +398,9 @@ look_up(const struct gather_args &a, uint32_t cell, struct gather_cell *ret_cell
     uint32_t row = cell / (uint32_t)a.orders, order = cell - row * (uint32_t)a.orders;
     uint32_t lane = threadIdx.x % 32;
     int32_t seq = a.row_seq[row];
+
+    if (a.rows_there && seq >= 0)
+        await_row(a.rows_there, row);
     /* All at once: what is there is not looked at unless the row's sequence says so. */
     struct bundle_address at = a.address[cell];
     uint64_t mix = a.mix ? a.mix[cell] : 0;
@@ -359,6 +416,23 @@ look_up(const struct gather_args &a, uint32_t cell, struct gather_cell *ret_cell
     return true;
 }
 
+/* Beside wait_copy_kernel gather begins with what the kernels before that one have left: it was let in when those had
+ * ended (launch.h). */
+__device__ static inline void
+begin_gather(const struct gather_args &a)
+{
+    if (!a.rows_there)
+        dependency_wait();
+}
+
+/* Who waits for gather waits for wait_copy_kernel too. */
+__device__ static inline void
+end_gather(const struct gather_args &a)
+{
+    if (a.rows_there)
+        dependency_wait();
+}
+
 /* Rows of whole 16-byte units, and groups of whole units. */
 template <int ELEMENT_BYTES, bool SCALED>
 __global__ static void
@@ -371,7 +445,7 @@ __launch_bounds__(GATHER_WARPS * 32, GATHER_BLOCKS_PER_SM)
     size_t width = (size_t)a.heads * (size_t)a.head_dim;
     size_t weight_bytes = (size_t)a.n_units * 16;
 
-    dependency_wait();
+    begin_gather(a);
     for (uint32_t item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; item < n_items;
          item += n_warps) {
         uint32_t n_cell = a.parts == 1 ? item : item / a.parts;
@@ -458,6 +532,7 @@ __launch_bounds__(GATHER_WARPS * 32, GATHER_BLOCKS_PER_SM)
             store_values<ELEMENT_BYTES, SCALED>(out + (size_t)unit * UNIT_ELEMENTS, v[i], scale);
         }
     }
+    end_gather(a);
 }
 
 /* Any shape: a warp per cell. */
@@ -468,7 +543,7 @@ __launch_bounds__(GATHER_WARPS * 32) gather_any_kernel(const __grid_constant__ s
     uint32_t lane = threadIdx.x % 32, n_warps = gridDim.x * (blockDim.x / 32);
     int width = a.heads * a.head_dim;
 
-    dependency_wait();
+    begin_gather(a);
     for (uint32_t n_cell = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; n_cell < a.n_cells;
          n_cell += n_warps) {
         __nv_bfloat16 *out = a.out + (size_t)n_cell * (size_t)width;
@@ -480,6 +555,7 @@ __launch_bounds__(GATHER_WARPS * 32) gather_any_kernel(const __grid_constant__ s
             for (int d = (int)lane; d < width; d += 32)
                 out[d] = __float2bfloat16(0.0f);
     }
+    end_gather(a);
 }
 
 static uint32_t
@@ -544,6 +620,9 @@ cuda_engram_gather(struct device *dev, void *out, const struct bundle_source *so
         .scales = (const uint8_t *)source->scales,
         .row_seq = batch->row_seq,
         .seq = batch->seq,
+        .rows_there = is_small(batch->n_rows, e->max_order - 1)
+                          ? &cuda->block->engram[index].rows_there
+                          : NULL,
         .n_cells = (uint32_t)batch->n_rows * (uint32_t)(e->max_order - 1),
         .parts = 1,
         .orders = e->max_order - 1,

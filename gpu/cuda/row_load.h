@@ -43,6 +43,23 @@ load_system_16(const void *from)
     return v;
 }
 
+/* A word that blocks of the device tell each other: what was written before the store is there behind a load that
+ * sees it. */
+__device__ static inline int32_t
+load_acquire(const int32_t *word)
+{
+    int32_t value;
+
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+}
+
+__device__ static inline void
+store_release(int32_t *word, int32_t value)
+{
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
 /* Volatile, so that the loads of a batch stay together, ahead of the first use. */
 __device__ static inline uint4
 load_rows(const void *from)

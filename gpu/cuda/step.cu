@@ -597,6 +597,7 @@ pack_block(struct packer *p, struct cuda_device *cuda, const struct forward_step
         block->engram[i].mix = e->mix;
         block->engram[i].flag = (const uint64_t *)e->ready; /* its word comes first */
         block->engram[i].value = e->ready_value;
+        block->engram[i].rows_from = e->rows_from;
     }
 }
 

@@ -1,8 +1,11 @@
 /* The Engram layer: wait_rows and engram_gather, engram_fuse and engram_keep. */
+#include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/flag.h"
 #include "tests/gpu/ops_rig.h"
 
@@ -177,6 +180,107 @@ check_gather(struct rig *rig, const struct table *t, int n_decode, int n_prefill
     rig_reset(rig);
 }
 
+/* A host that answers CUDA's rows a few at a time, the first `end` of them. What is not answered has addresses that
+ * nobody may follow. */
+struct answering {
+    struct places *p;
+    const struct bundle_address *address; /* all of them, and the mixes */
+    const uint64_t *mix;
+    uint64_t rows_from;
+    int end, orders;
+};
+
+static void *
+answer_rows(void *arg)
+{
+    const struct answering *a = arg;
+
+    for (int row = 0, n = 1; row < a->end; row += n, n = n % 7 + 1) {
+        uint64_t begin_ns = clock_now_ns();
+
+        while (clock_now_ns() - begin_ns < 3000)
+            ;
+        n = n < a->end - row ? n : a->end - row;
+        size_t first = (size_t)row * (size_t)a->orders, cells = (size_t)n * (size_t)a->orders;
+        memcpy(a->p->address[CUDA] + first, a->address + first, cells * sizeof *a->address);
+        memcpy(a->p->mix[CUDA] + first, a->mix + first, cells * sizeof *a->mix);
+        flag_raise(a->p->ready[CUDA], a->rows_from + (uint64_t)(row + n));
+    }
+    return NULL;
+}
+
+/* n_answered: of n_rows; fewer: the step's time is over. */
+static void
+check_rows_that_come(struct rig *rig, const struct table *t, int n_rows, int n_answered)
+{
+    const struct engram_shape *e = &rig->shape.engram;
+    struct ops_seq seqs[2] = {{.n_rows = 1, .context = 5}, {.n_rows = n_rows - 1}};
+    struct places p;
+    int orders = e->max_order - 1, index = 0;
+    size_t cells = (size_t)n_rows * (size_t)orders;
+    pthread_t thread;
+
+    rig_batch(rig, seqs, 2, 1);
+    make_places(rig, &p, t->misalign);
+    make_addresses(rig, &p, (int)cells, true);
+    struct bundle_address *address = calloc(cells, sizeof *address);
+    uint64_t *mix = calloc(cells, sizeof *mix), rows_from = step_rows_from(7);
+    ASSERT(address && mix);
+    memcpy(address, p.address[CUDA], cells * sizeof *address);
+    memcpy(mix, p.mix[CUDA], cells * sizeof *mix);
+    for (size_t i = 0; i < cells; i++)
+        p.address[CUDA][i] = (struct bundle_address){(void *)64, (void *)64};
+    memset(p.mix[CUDA], 0xff, cells * sizeof *mix);
+    struct twin *out = rig_twin(rig, CONTENT_ACTIVATION, (int64_t)cells,
+                                (int64_t)e->heads * e->head_dim, 1, 0);
+    for (int s = 0; s < SIDES; s++)
+        rig->side[s].step.engram[index] =
+            (struct forward_engram){.address = p.address[s],
+                                    .ready = p.ready[s],
+                                    .ready_value = rows_from + (uint64_t)n_rows,
+                                    .rows_from = rows_from,
+                                    .mix = p.mix[s],
+                                    .weights = p.weights[s],
+                                    .scales = p.scales[s]};
+    flag_raise(p.ready[HOST], rows_from + (uint64_t)n_rows);
+    rig_begin(rig, NULL, 0);
+    for (int s = 0; s < SIDES; s++) {
+        struct ops_side *side = &rig->side[s];
+        const struct device_ops *ops = side->dev->ops;
+        rig_did(rig, s, ops->wait_rows(side->dev, &side->step, index, NULL));
+        rig_did(rig, s,
+                ops->engram_gather(side->dev, out->at[s], &side->view.engram[index], index, e,
+                                   &side->view.batch, NULL));
+    }
+    struct answering answering = {&p, address, mix, rows_from, n_answered, orders};
+    ASSERT(pthread_create(&thread, NULL, answer_rows, &answering) == 0);
+    if (n_answered == n_rows) {
+        rig_end(rig);
+        ops_report(rig, "engram_gather", twin_error_rounded(rig, out), BOUND_EXACT,
+                   "%s, %d rows that come a few at a time", t->name, n_rows);
+        ops_report_fact(rig, "engram_gather",
+                        memcmp(p.promoted[HOST], p.promoted[CUDA], p.promoted_bytes - 64) == 0,
+                        "%s, %d rows that come a few at a time: promoted bytes", t->name, n_rows);
+    } else {
+        struct ops_side *side = &rig->side[CUDA];
+        uint64_t limit_ns = side->step.wait_timeout_ns;
+
+        rig_did(rig, CUDA, side->dev->ops->end_step(side->dev, &side->step, 0, NULL));
+        rig_did(rig, CUDA, side->dev->ops->synchronize(side->dev, NULL));
+        ops_report_fact(rig, "engram_gather",
+                        side->report->done == rig->steps && side->report->status == -ETIMEDOUT &&
+                            side->report->waited_ns[index] >= limit_ns &&
+                            side->report->waited_ns[index] < 2 * limit_ns,
+                        "%s, %d of %d rows come: the time is over", t->name, n_answered, n_rows);
+        side = &rig->side[HOST];
+        rig_did(rig, HOST, side->dev->ops->end_step(side->dev, &side->step, 0, NULL));
+    }
+    ASSERT(pthread_join(thread, NULL) == 0);
+    free(address);
+    free(mix);
+    rig_reset(rig);
+}
+
 static void
 gathers(void)
 {
@@ -212,6 +316,11 @@ gathers(void)
         check_gather(&rig, &tables[i], 3, 40, true);
         if (!ops_options.quick)
             check_gather(&rig, &tables[i], 7, 600, true);
+        check_rows_that_come(&rig, &tables[i], 2, 2);
+        check_rows_that_come(&rig, &tables[i], 130, 130);
+        check_rows_that_come(&rig, &tables[i], MAX_ROWS, MAX_ROWS);
+        if (i < 2)
+            check_rows_that_come(&rig, &tables[i], 64, 63);
         rig_close(&rig);
     }
 }

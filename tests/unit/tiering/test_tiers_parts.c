@@ -1,5 +1,6 @@
 /* Steps that come in parts: requests that share a flag, requests large enough for several threads, and
  * memory that comes later. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "base/flag.h"
 #include "base/pool.h"
 #include "tests/unit/tiering/tiers_fixture.h"
 
@@ -197,6 +199,85 @@ a_resident_table_shares_flags_too(void **state)
     gather(200);
     tiers_step_done(tiers, 1);
     close_tiers();
+}
+
+/* A device that takes rows as they come. */
+struct row_reader {
+    struct flag *flag;
+    uint64_t rows_from;
+    int n, n_bad;
+};
+
+static void *
+read_rows_as_they_come(void *arg)
+{
+    struct row_reader *reader = arg;
+
+    for (int r = 0; r < reader->n; r++) {
+        if (flag_wait(reader->flag, reader->rows_from + (uint64_t)r + 1, 0, UINT64_MAX) < 0)
+            reader->n_bad++;
+        for (int o = 0; o < MAX_ORDERS; o++) {
+            const struct bundle_address *at = &address[r * MAX_ORDERS + o];
+
+            reader->n_bad += skip[r] ? at->source || at->promote
+                                     : !at->source || at->source == (void *)UINTPTR_MAX ||
+                                           at->promote == (void *)UINTPTR_MAX;
+        }
+    }
+    return NULL;
+}
+
+static void
+a_few_rows_are_told_as_they_are_answered(void **state)
+{
+    enum { N = 90, ROUNDS = 200, PART = 16 };
+
+    for (uint64_t hbm_budget = 0; hbm_budget <= 1 << 16; hbm_budget += 1 << 16) {
+        prepare(hbm_budget, 0);
+        make_resident(&options, 1, false);
+        options.in_place_below = N * MAX_ORDERS + 1;
+        tiers = new_tiers(&options);
+        for (uint64_t step = 1; step <= ROUNDS; step++) {
+            struct flag flag = {0};
+            uint64_t rows_from = step << 20;
+            uint32_t unfinished = step % 2 + 1; /* another request of the flag is not over */
+            struct row_reader reader = {&flag, rows_from, unfinished == 1 ? N : N - N % PART, 0};
+            pthread_t thread;
+
+            draw_rows(N, step < ROUNDS / 2 ? 100 : 100000);
+            memset(skip, 0, sizeof skip);
+            skip[step % N] = 1;
+            assert_int_equal(pthread_create(&thread, NULL, read_rows_as_they_come, &reader), 0);
+            struct tiers_request request = {.step = step,
+                                            .table = 1,
+                                            .n_rows = N,
+                                            .resident = options.resident[1].weights,
+                                            .mix = mix,
+                                            .address = address,
+                                            .failed = failed,
+                                            .skip = skip,
+                                            .ready = &flag,
+                                            .ready_value = rows_from + (uint64_t)N,
+                                            .rows_from = rows_from,
+                                            .unfinished = &unfinished};
+            tiers_resolve(tiers, &request);
+            assert_int_equal(flag_read(&flag), rows_from + (uint64_t)reader.n);
+            assert_int_equal(pthread_join(thread, NULL), 0);
+            assert_int_equal(reader.n_bad, 0);
+            gather(N);
+            tiers_step_done(tiers, step);
+        }
+        struct tiers_stats stats;
+        tiers_stats(tiers, &stats);
+        for (int o = 0; o < MAX_ORDERS; o++) {
+            const struct tier_set_stats *set = &stats.tier[TIER_HBM].set[1][o];
+
+            assert_int_equal(set->hits + set->misses, ROUNDS * (N - 1));
+            assert_int_equal(stats.tier[TIER_RAM].set[1][o].hits, set->misses);
+            assert_true(hbm_budget == 0 ? set->hits == 0 : set->hits > 0 && set->evictions > 0);
+        }
+        close_tiers();
+    }
 }
 
 /* From the tables' size on everything is a hit; large steps take the way of several threads. */
@@ -470,6 +551,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_that_share_a_flag_raise_it_together),
+        cmocka_unit_test(a_few_rows_are_told_as_they_are_answered),
         cmocka_unit_test(a_resident_table_shares_flags_too),
         cmocka_unit_test(large_steps_are_right),
         cmocka_unit_test(one_request_displaces_a_bounded_part),
