@@ -161,6 +161,7 @@ describe_step(struct engine *e, struct step_buffer *b)
         b->before_step = b->before->step;
     }
     uint64_t rows_from = step_rows_from(b->step), n_rows = (uint64_t)b->forward.batch.n_rows;
+    ASSERT(n_rows < 1u << STEP_ROWS_BITS);
     for (int t = 0; t < n_tables(e); t++) {
         struct tier_resident resident = resolver_resident(e->options.resolver, t);
 

@@ -142,7 +142,8 @@ copy_addresses_kernel(const struct cuda_block *block, int index, int orders,
     }
 }
 
-/* Steps whose addresses are waited for and copied by one block. */
+/* Steps whose addresses are waited for and copied by one block. Gather asks with the padded number of rows: of a step
+ * that is small only without its padding it waits for all, which is slower and no less right. */
 static bool
 is_small(int n_rows, int orders)
 {

@@ -51,6 +51,7 @@ def gather(chunks):
     """The choices of a whole answer, out of the events of a stream."""
     events = b"".join(chunks).decode().split("\n\n")
     assert events.pop() == "" and events.pop() == "data: [DONE]"
+    events = [event for event in events if event != ": ping"]  # who waits long for a token is told that it is on its way
     choices = {}
     for event in events:
         [part] = json.loads(event.removeprefix("data: "))["choices"]
