@@ -32,10 +32,20 @@ answer_hit(const struct slot_store *hbm, const struct tiers_request *request,
     return true;
 }
 
-/* Lists the cells of rows begin .. end - 1. */
-static void
-list_cells(struct tiers *tiers, const struct tiers_request *request, int begin, int end)
+/* The row behind a part's last. */
+static int
+part_end(const struct tiers *tiers, const struct tiers_request *request, uint32_t number)
 {
+    int end = (int)((number + 1) * tiers->part_rows);
+
+    return end < request->n_rows ? end : request->n_rows;
+}
+
+/* Lists the cells of a part. */
+static void
+list_cells(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
+{
+    int begin = (int)(number * tiers->part_rows), end = part_end(tiers, request, number);
     int n_orders = tiers->n_orders, cell = begin * n_orders;
 
     for (int row = begin; row < end; row++) {
@@ -51,16 +61,16 @@ list_cells(struct tiers *tiers, const struct tiers_request *request, int begin, 
     }
 }
 
-static void
-look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin, int end,
-             struct look_up_part *part)
+void
+tiers_look_up_part(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
 {
     const struct bundle_address in_place = {BUNDLE_IN_PLACE, NULL};
     const struct slot_store hbm = tiers->hbm; /* a copy, which no store to an address can change */
     const struct bundle_index *index = &hbm.index;
     const uint64_t *mix = request->mix;
     struct look_up *look_up = tiers->look_up;
-    int first = begin * tiers->n_orders, last = end * tiers->n_orders;
+    int first = (int)(number * tiers->part_rows) * tiers->n_orders;
+    int last = part_end(tiers, request, number) * tiers->n_orders;
     uint8_t first_set = (uint8_t)(request->table * tiers->n_orders);
     struct look_up_part now_part = {0};
 
@@ -89,7 +99,7 @@ look_up_rows(struct tiers *tiers, const struct tiers_request *request, int begin
             now_part.misses[now.set - first_set]++;
         }
     }
-    *part = now_part;
+    tiers->part[number] = now_part;
 }
 
 /* Equal misses get one bundle. */
@@ -124,14 +134,10 @@ struct find {
 static void
 find_part(const struct find *find, uint32_t number)
 {
-    struct tiers *tiers = find->tiers;
-    int begin = (int)(number * tiers->part_rows), end = begin + (int)tiers->part_rows;
-
-    end = end < find->request->n_rows ? end : find->request->n_rows;
-    list_cells(tiers, find->request, begin, end);
-    look_up_rows(tiers, find->request, begin, end, &tiers->part[number]);
+    list_cells(find->tiers, find->request, number);
+    tiers_look_up_part(find->tiers, find->request, number);
     if (find->bundles)
-        find_bundles(tiers, find->request, number);
+        find_bundles(find->tiers, find->request, number);
 }
 
 static void
@@ -145,6 +151,13 @@ run_find(void *arg, int part, int n_parts)
         find_part(find, number);
 }
 
+static void
+set_parts(struct tiers *tiers, int n_rows, int rows)
+{
+    tiers->part_rows = (uint32_t)rows;
+    tiers->n_parts = (uint32_t)((n_rows + rows - 1) / rows);
+}
+
 /* One part for a thread alone: its look-ups need no other beside them. */
 static void
 divide(struct tiers *tiers, int n_rows, int n_threads)
@@ -156,8 +169,7 @@ divide(struct tiers *tiers, int n_rows, int n_threads)
         parts = LOOK_UP_PARTS_MAX;
     if (parts > 1)
         rows = ((n_rows + parts - 1) / parts + PART_GRAIN - 1) / PART_GRAIN * PART_GRAIN;
-    tiers->part_rows = (uint32_t)rows;
-    tiers->n_parts = (uint32_t)((n_rows + rows - 1) / rows);
+    set_parts(tiers, n_rows, rows);
 }
 
 uint32_t
@@ -187,20 +199,11 @@ tiers_begin_parts(struct tiers *tiers, const struct tiers_request *request)
     const struct bundle_index *index = &tiers->hbm.index;
     int n_cells = request->n_rows * tiers->n_orders;
 
-    tiers->part_rows = PART_GRAIN;
-    tiers->n_parts = (uint32_t)((request->n_rows + PART_GRAIN - 1) / PART_GRAIN);
-    list_cells(tiers, request, 0, request->n_rows);
+    set_parts(tiers, request->n_rows, PART_GRAIN);
+    for (uint32_t p = 0; p < tiers->n_parts; p++)
+        list_cells(tiers, request, p);
     for (int i = 0; index->count > 0 && i < n_cells; i++)
         bundle_index_ask(index, tiers->look_up[i].hash);
-}
-
-void
-tiers_look_up_part(struct tiers *tiers, const struct tiers_request *request, uint32_t number)
-{
-    int begin = (int)(number * tiers->part_rows), end = begin + (int)tiers->part_rows;
-
-    look_up_rows(tiers, request, begin, end < request->n_rows ? end : request->n_rows,
-                 &tiers->part[number]);
 }
 
 uint32_t

@@ -132,6 +132,20 @@ make_addresses(struct rig *rig, struct places *p, int n_cells, bool in_place)
     }
 }
 
+/* Waits for the layer's rows and gathers them, on both sides. */
+static void
+issue_gather(struct rig *rig, int index, struct twin *out)
+{
+    for (int s = 0; s < SIDES; s++) {
+        struct ops_side *side = &rig->side[s];
+        const struct device_ops *ops = side->dev->ops;
+        rig_did(rig, s, ops->wait_rows(side->dev, &side->step, index, NULL));
+        rig_did(rig, s,
+                ops->engram_gather(side->dev, out->at[s], &side->view.engram[index], index,
+                                   &rig->shape.engram, &side->view.batch, NULL));
+    }
+}
+
 static void
 check_gather(struct rig *rig, const struct table *t, int n_decode, int n_prefill, bool in_place)
 {
@@ -161,14 +175,7 @@ check_gather(struct rig *rig, const struct table *t, int n_decode, int n_prefill
                                                                   .scales = p.scales[s]};
     }
     rig_begin(rig, NULL, 0);
-    for (int s = 0; s < SIDES; s++) {
-        struct ops_side *side = &rig->side[s];
-        const struct device_ops *ops = side->dev->ops;
-        rig_did(rig, s, ops->wait_rows(side->dev, &side->step, index, NULL));
-        rig_did(rig, s,
-                ops->engram_gather(side->dev, out->at[s], &side->view.engram[index], index, e,
-                                   &side->view.batch, NULL));
-    }
+    issue_gather(rig, index, out);
     rig_end(rig);
     ops_report(rig, "engram_gather", twin_error_rounded(rig, out), BOUND_EXACT,
                "%s %dx%dx%d, %d+%d rows%s", t->name, orders, e->heads, e->head_dim, n_decode,
@@ -244,14 +251,7 @@ check_rows_that_come(struct rig *rig, const struct table *t, int n_rows, int n_a
                                     .scales = p.scales[s]};
     flag_raise(p.ready[HOST], rows_from + (uint64_t)n_rows);
     rig_begin(rig, NULL, 0);
-    for (int s = 0; s < SIDES; s++) {
-        struct ops_side *side = &rig->side[s];
-        const struct device_ops *ops = side->dev->ops;
-        rig_did(rig, s, ops->wait_rows(side->dev, &side->step, index, NULL));
-        rig_did(rig, s,
-                ops->engram_gather(side->dev, out->at[s], &side->view.engram[index], index, e,
-                                   &side->view.batch, NULL));
-    }
+    issue_gather(rig, index, out);
     struct answering answering = {&p, address, mix, rows_from, n_answered, orders};
     ASSERT(pthread_create(&thread, NULL, answer_rows, &answering) == 0);
     if (n_answered == n_rows) {

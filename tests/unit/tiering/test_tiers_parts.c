@@ -114,8 +114,10 @@ draw_rows(int n, uint32_t different)
     memset(failed, 0, sizeof failed);
 }
 
+/* rows_from, ready_value: as in struct tiers_request. */
 static void
-resolve(uint64_t step, int first, int end, struct flag *flag, uint32_t *unfinished)
+resolve_to(uint64_t step, int first, int end, struct flag *flag, uint64_t rows_from,
+           uint64_t ready_value, uint32_t *unfinished)
 {
     struct tiers_request request = {.step = step,
                                     .table = 1,
@@ -126,10 +128,17 @@ resolve(uint64_t step, int first, int end, struct flag *flag, uint32_t *unfinish
                                     .failed = failed + first,
                                     .skip = skip + first,
                                     .ready = flag,
-                                    .ready_value = step,
+                                    .ready_value = ready_value,
+                                    .rows_from = rows_from,
                                     .unfinished = unfinished};
 
     tiers_resolve(tiers, &request);
+}
+
+static void
+resolve(uint64_t step, int first, int end, struct flag *flag, uint32_t *unfinished)
+{
+    resolve_to(step, first, end, flag, 0, step, unfinished);
 }
 
 /* As the gather of the step: every bundle is right, promotions are written after all is read. */
@@ -248,19 +257,7 @@ a_few_rows_are_told_as_they_are_answered(void **state)
             memset(skip, 0, sizeof skip);
             skip[step % N] = 1;
             assert_int_equal(pthread_create(&thread, NULL, read_rows_as_they_come, &reader), 0);
-            struct tiers_request request = {.step = step,
-                                            .table = 1,
-                                            .n_rows = N,
-                                            .resident = options.resident[1].weights,
-                                            .mix = mix,
-                                            .address = address,
-                                            .failed = failed,
-                                            .skip = skip,
-                                            .ready = &flag,
-                                            .ready_value = rows_from + (uint64_t)N,
-                                            .rows_from = rows_from,
-                                            .unfinished = &unfinished};
-            tiers_resolve(tiers, &request);
+            resolve_to(step, 0, N, &flag, rows_from, rows_from + (uint64_t)N, &unfinished);
             assert_int_equal(flag_read(&flag), rows_from + (uint64_t)reader.n);
             assert_int_equal(pthread_join(thread, NULL), 0);
             assert_int_equal(reader.n_bad, 0);
